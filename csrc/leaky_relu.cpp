@@ -1,0 +1,171 @@
+// genimg::leaky_relu_fwd and genimg::leaky_relu_bwd. What they compute: genimg/ops/leaky_relu.py.
+#include "../kernels/cpu/leaky_relu.h"
+
+#include <ATen/TensorIterator.h>
+#include <torch/library.h>
+
+#include "checks.h"
+#include "dispatch.h"
+
+#ifdef GENIMG_WITH_CUDA
+#include <ATen/ops/empty_like.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "../kernels/cuda/leaky_relu.h"
+#endif
+
+namespace genimg {
+namespace {
+
+// TensorIterator allocates the result in the memory format of its inputs, folds dimensions that lie
+// behind each other, and shares the ranges out over torch's threads.
+template <typename T, typename Kernel>
+void fwd_range(at::TensorIterator& iter, Kernel kernel, float slope) {
+  iter.for_each([=](char** data, const int64_t* strides, int64_t n) {
+    kernel(reinterpret_cast<const T*>(data[1]), strides[1] / int64_t{sizeof(T)},
+           reinterpret_cast<T*>(data[0]), strides[0] / int64_t{sizeof(T)}, n, slope);
+  });
+}
+
+template <typename T, typename Kernel>
+void bwd_range(at::TensorIterator& iter, Kernel kernel, float slope) {
+  iter.for_each([=](char** data, const int64_t* strides, int64_t n) {
+    kernel(reinterpret_cast<const T*>(data[2]), strides[2] / int64_t{sizeof(T)},
+           reinterpret_cast<const T*>(data[1]), strides[1] / int64_t{sizeof(T)},
+           reinterpret_cast<T*>(data[0]), strides[0] / int64_t{sizeof(T)}, n, slope);
+  });
+}
+
+at::Tensor leaky_relu_fwd_cpu(const at::Tensor& x, double negative_slope) {
+  const auto slope = static_cast<float>(negative_slope);
+  auto iter = at::TensorIteratorConfig().add_output(at::Tensor()).add_const_input(x).build();
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      fwd_range<float>(iter, GENIMG_CPU_KERNEL(leaky_relu_fwd_f32), slope);
+      break;
+    case at::kBFloat16:
+      fwd_range<uint16_t>(iter, GENIMG_CPU_KERNEL(leaky_relu_fwd_bf16), slope);
+      break;
+    default:
+      refuse_dtype("leaky_relu_fwd", x.scalar_type(), "float32 and bfloat16");
+  }
+  return iter.output();
+}
+
+at::Tensor leaky_relu_bwd_cpu(const at::Tensor& grad_y, const at::Tensor& x,
+                              double negative_slope) {
+  check_like("leaky_relu_bwd", "x", x, "grad_y", grad_y);
+  const auto slope = static_cast<float>(negative_slope);
+  // x before grad_y: where their memory formats differ, the gradient takes x's.
+  auto iter = at::TensorIteratorConfig()
+                  .add_output(at::Tensor())
+                  .add_const_input(x)
+                  .add_const_input(grad_y)
+                  .build();
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      bwd_range<float>(iter, GENIMG_CPU_KERNEL(leaky_relu_bwd_f32), slope);
+      break;
+    case at::kBFloat16:
+      bwd_range<uint16_t>(iter, GENIMG_CPU_KERNEL(leaky_relu_bwd_bf16), slope);
+      break;
+    default:
+      refuse_dtype("leaky_relu_bwd", x.scalar_type(), "float32 and bfloat16");
+  }
+  return iter.output();
+}
+
+#ifdef GENIMG_WITH_CUDA
+
+// x's values in the memory order of `like`, which is dense.
+at::Tensor in_order_of(const at::Tensor& like, const at::Tensor& x) {
+  return x.strides() == like.strides() ? x : at::empty_like(like).copy_(x);
+}
+
+template <typename T>
+void launch_fwd(const at::Tensor& x, at::Tensor& y, float slope) {
+  C10_CUDA_CHECK(cuda::launch_leaky_relu_fwd(static_cast<const T*>(x.const_data_ptr()),
+                                             static_cast<T*>(y.mutable_data_ptr()), x.numel(),
+                                             slope, c10::cuda::getCurrentCUDAStream()));
+}
+
+template <typename T>
+void launch_bwd(const at::Tensor& grad_y, const at::Tensor& x, at::Tensor& grad_x, float slope) {
+  C10_CUDA_CHECK(cuda::launch_leaky_relu_bwd(
+      static_cast<const T*>(grad_y.const_data_ptr()), static_cast<const T*>(x.const_data_ptr()),
+      static_cast<T*>(grad_x.mutable_data_ptr()), x.numel(), slope,
+      c10::cuda::getCurrentCUDAStream()));
+}
+
+at::Tensor leaky_relu_fwd_cuda(const at::Tensor& x, double negative_slope) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const auto slope = static_cast<float>(negative_slope);
+  at::Tensor y = at::empty_like(x);  // dense, in x's memory format
+  const at::Tensor dense = in_order_of(y, x);
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      launch_fwd<float>(dense, y, slope);
+      break;
+    case at::kHalf:
+      launch_fwd<__half>(dense, y, slope);
+      break;
+    case at::kBFloat16:
+      launch_fwd<__nv_bfloat16>(dense, y, slope);
+      break;
+    default:
+      refuse_dtype("leaky_relu_fwd", x.scalar_type(), "float32, float16 and bfloat16");
+  }
+  return y;
+}
+
+at::Tensor leaky_relu_bwd_cuda(const at::Tensor& grad_y, const at::Tensor& x,
+                               double negative_slope) {
+  check_like("leaky_relu_bwd", "x", x, "grad_y", grad_y);
+  const c10::cuda::CUDAGuard guard(x.device());
+  const auto slope = static_cast<float>(negative_slope);
+  at::Tensor grad_x = at::empty_like(x);
+  const at::Tensor dense = in_order_of(grad_x, x);
+  const at::Tensor dense_grad = in_order_of(grad_x, grad_y);
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      launch_bwd<float>(dense_grad, dense, grad_x, slope);
+      break;
+    case at::kHalf:
+      launch_bwd<__half>(dense_grad, dense, grad_x, slope);
+      break;
+    case at::kBFloat16:
+      launch_bwd<__nv_bfloat16>(dense_grad, dense, grad_x, slope);
+      break;
+    default:
+      refuse_dtype("leaky_relu_bwd", x.scalar_type(), "float32, float16 and bfloat16");
+  }
+  return grad_x;
+}
+
+#endif
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(genimg, m) {
+  m.def("leaky_relu_fwd(Tensor x, float negative_slope) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("leaky_relu_bwd(Tensor grad_y, Tensor x, float negative_slope) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(genimg, CPU, m) {
+  m.impl("leaky_relu_fwd", leaky_relu_fwd_cpu);
+  m.impl("leaky_relu_bwd", leaky_relu_bwd_cpu);
+}
+
+#ifdef GENIMG_WITH_CUDA
+TORCH_LIBRARY_IMPL(genimg, CUDA, m) {
+  m.impl("leaky_relu_fwd", leaky_relu_fwd_cuda);
+  m.impl("leaky_relu_bwd", leaky_relu_bwd_cuda);
+}
+#endif
+
+}  // namespace genimg

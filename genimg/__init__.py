@@ -1,0 +1,27 @@
+"""genimg: fused kernels for image-generation models (GANs and VAEs) in PyTorch.
+
+``genimg.convert(model)`` speeds up a model that you have; ``genimg.nn`` and ``genimg.ops`` are its
+layers and functions; ``genimg.explain(op, *tensors)`` says which backend serves a call, and why.
+"""
+
+from pathlib import Path
+
+from genimg import nn, ops, reference
+from genimg.backends import BackendError, configure_logging, explain, use_backend
+from genimg.nn import convert, restore
+
+__version__ = (Path(__file__).parent / "VERSION").read_text(encoding="utf-8").strip()
+
+configure_logging()
+
+__all__ = [
+    "BackendError",
+    "convert",
+    "explain",
+    "nn",
+    "ops",
+    "reference",
+    "restore",
+    "use_backend",
+    "__version__",
+]

@@ -1,0 +1,286 @@
+"""Which implementation serves a call, and why another does not.
+
+Every op keeps a table of kernels (:class:`Impl`) beside its reference. A kernel answers two
+questions in one readable sentence each: ``why_not`` (it cannot serve this call) and ``why_slower``
+(it can, but PyTorch was measured to be at least as fast here). Auto takes the first kernel with
+neither; a backend that is named runs unless ``why_not`` speaks, and then that sentence is raised.
+The reference is plain PyTorch, never refuses, and is thereby also the vendor path (oneDNN, cuDNN).
+
+The choice is plain Python over shape, dtype, layout and device, so ``torch.compile`` traces
+through it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genimg.testing import Case
+
+BACKENDS = ("cuda", "cpu", "triton", "reference")
+"""Every backend, in the order in which auto asks."""
+
+REFERENCE = "reference"
+
+_log = logging.getLogger("genimg")
+_logged: set[tuple[str, str, str]] = set()
+
+# Process-wide, like torch.backends' flags: torch.compile guards on a module global, and cannot
+# guard on a ContextVar or a threading.local.
+_selected: str | None = os.environ.get("GENIMG_BACKEND") or None
+
+
+class BackendError(RuntimeError):
+    """A backend was named that cannot serve the call; the message is its ``why_not`` sentence."""
+
+
+def _no_reason(*args: Any) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Impl:
+    """One kernel of an op.
+
+    ``why_not`` and ``why_slower`` take the op's arguments, without ``backend``, in the order of its
+    signature. ``fwd`` and ``bwd`` are what the op's ``autograd.Function`` calls.
+    """
+
+    backend: str
+    fwd: Callable[..., Any]
+    bwd: Callable[..., Any]
+    why_not: Callable[..., str | None]
+    why_slower: Callable[..., str | None] = _no_reason
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """An op: public function, definition in plain PyTorch, cases, kernels in auto's order."""
+
+    name: str
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    cases: tuple[Case, ...]
+    impls: tuple[Impl, ...] = ()
+    by_backend: dict[str, Impl] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.by_backend.update({impl.backend: impl for impl in self.impls})
+        OPS[self.name] = self
+
+    def why_not(self, backend: str, *args: Any) -> str | None:
+        """Why ``backend`` cannot serve these arguments, or None if it can."""
+        if backend == REFERENCE:
+            return None
+        impl = self.by_backend.get(backend)
+        if impl is None:
+            return f"{self.name} has no {backend} kernel"
+        return impl.why_not(*args)
+
+
+OPS: dict[str, Op] = {}
+"""Every op by name; an op enters when its module is imported."""
+
+
+def _names(spec: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in spec.split(","))
+    unknown = [name for name in names if name not in BACKENDS]
+    if unknown:
+        raise ValueError(
+            f"unknown backend {', '.join(map(repr, unknown))}: expected 'auto', one of "
+            f"{', '.join(BACKENDS)}, or several of them separated by commas"
+        )
+    return names
+
+
+def choose(op: Op, backend: str | None, *args: Any) -> str:
+    """The backend that serves this call.
+
+    ``backend``: None or ``"auto"`` for the fastest that can serve; a name, or several separated by
+    commas, for the first of these that can, and :class:`BackendError` if none can. None defers to
+    :func:`use_backend` and the environment variable ``GENIMG_BACKEND``.
+    """
+    spec = _selected if backend is None else backend
+    if spec is None or spec == "auto":
+        # What is not a tensor is PyTorch's to refuse, in PyTorch's words.
+        if isinstance(args[0], Tensor):
+            for impl in op.impls:
+                reason = impl.why_not(*args) or impl.why_slower(*args)
+                if reason is None:
+                    return impl.backend
+                _log_refusal(op.name, impl.backend, reason)
+        return REFERENCE
+    reasons = []
+    for name in _names(spec):
+        reason = op.why_not(name, *args)
+        if reason is None:
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise BackendError(f"{op.name} cannot run as asked. " + "; ".join(reasons))
+
+
+def _log_refusal(op: str, backend: str, reason: str) -> None:
+    if torch.compiler.is_compiling() or not _log.isEnabledFor(logging.INFO):
+        return
+    if (op, backend, reason) not in _logged:
+        _logged.add((op, backend, reason))
+        _log.info("%s: not on %s: %s", op, backend, reason)
+
+
+def configure_logging(level: str | None = os.environ.get("GENIMG_LOG")) -> None:
+    """Print, once each, why a kernel was passed over, if ``GENIMG_LOG`` is ``info`` or ``debug``."""
+    if level and level.lower() in ("info", "debug") and not _log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[genimg] %(message)s"))
+        _log.addHandler(handler)
+        _log.setLevel(level.upper())
+        _log.propagate = False
+
+
+@contextmanager
+def use_backend(backend: str | None) -> Iterator[None]:
+    """Take ``backend`` for every call inside, unless the call names its own.
+
+    Process-wide, as ``torch.backends`` flags are: do not use it from two threads at once.
+
+    Args:
+        backend: a name, several separated by commas (the first that can serve), or ``"auto"``.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    global _selected
+    if backend is not None and backend != "auto":
+        _names(backend)
+    before = _selected
+    _selected = backend
+    try:
+        yield
+    finally:
+        _selected = before
+
+
+def recompute_grads(
+    reference: Callable[..., Any],
+    args: tuple[Any, ...],
+    grad_outputs: tuple[Tensor | None, ...],
+    needs_grad: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``reference(*args)`` that can themselves be differentiated.
+
+    What every op's backward returns under ``create_graph=True``: the kernels compute first
+    derivatives only, and the reference can be differentiated any number of times.
+    """
+    wanted = [arg for arg, needed in zip(args, needs_grad, strict=True) if needed]
+    with torch.enable_grad():
+        outputs = reference(*args)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        pairs = [(y, g) for y, g in zip(outputs, grad_outputs, strict=True) if g is not None]
+        found = iter(
+            torch.autograd.grad(
+                [y for y, _ in pairs],
+                wanted,
+                [g for _, g in pairs],
+                create_graph=True,
+                allow_unused=True,
+            )
+        )
+    return tuple(next(found) if needed else None for needed in needs_grad)
+
+
+def refuse_device(x: Tensor, device_type: str) -> str | None:
+    """Refuse a tensor that lives elsewhere."""
+    if x.device.type == device_type:
+        return None
+    return f"the tensor is on {x.device}, this kernel serves {device_type} tensors"
+
+
+def refuse_dtype(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    """Refuse a dtype that the kernel is not written for."""
+    if x.dtype in dtypes:
+        return None
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    return f"{str(x.dtype).removeprefix('torch.')} is not served, only {names}"
+
+
+def refuse_transforms() -> str | None:
+    """Refuse inside ``torch.func`` transforms (vmap, jvp, ...): they need PyTorch's own rules."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "inside a torch.func transform, whose rules only PyTorch's own ops have"
+    return None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of :class:`Explanation`."""
+
+    backend: str
+    taken: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What auto, or the selected backend, does with a call; prints as a table."""
+
+    op: str
+    rows: tuple[Row, ...]
+
+    @property
+    def taken(self) -> str:
+        """The backend that serves the call."""
+        return next((row.backend for row in self.rows if row.taken), "none")
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.taken}"]
+        lines += [
+            f"  {'->' if row.taken else '  '} {row.backend:<10} {row.reason}" for row in self.rows
+        ]
+        return "\n".join(lines)
+
+
+def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """The table of backends for a call: which one serves it, and why each other one does not.
+
+    >>> print(genimg.explain("leaky_relu", torch.randn(8)))
+
+    Args:
+        op: the op's name or its function (``genimg.ops.leaky_relu``).
+        args, kwargs: the call's own arguments, ``backend=`` included.
+
+    Raises:
+        ValueError: there is no such op.
+        TypeError: the arguments do not fit the op's signature.
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    if name not in OPS:
+        raise ValueError(f"no op {name!r}; there are {', '.join(OPS)}")
+    entry = OPS[name]
+    bound = inspect.signature(entry.function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    backend = bound.arguments.pop("backend")
+    call = tuple(bound.arguments.values())
+    try:
+        taken = choose(entry, backend, *call)
+    except BackendError:
+        taken = "none"
+    rows = []
+    for candidate in BACKENDS:
+        reason = entry.why_not(candidate, *call)
+        if reason is None and candidate in entry.by_backend:
+            slower = entry.by_backend[candidate].why_slower(*call)
+            reason = f"can serve; auto passes it over: {slower}" if slower else "can serve"
+        elif reason is None:
+            reason = "plain PyTorch, always can serve"
+        rows.append(Row(candidate, candidate == taken, reason))
+    return Explanation(name, tuple(rows))

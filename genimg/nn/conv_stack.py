@@ -1,0 +1,168 @@
+"""A Sequential that runs its convolution blocks fused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.modules import module as torch_module
+
+from genimg import ops
+from genimg.nn.batch_norm import BatchNorm2d, apply_norm, norm_arguments
+from genimg.nn.conv import Conv2d, ConvTranspose2d
+from genimg.nn.leaky_relu import LeakyReLU
+
+_DOWN = (torch.nn.Conv2d, Conv2d)
+_UP = (torch.nn.ConvTranspose2d, ConvTranspose2d)
+_NORM = (torch.nn.BatchNorm2d, BatchNorm2d)
+_LEAKY = (torch.nn.LeakyReLU, LeakyReLU)
+_ACTIVATION = (*_LEAKY, torch.nn.ReLU, torch.nn.Tanh, torch.nn.Sigmoid)
+
+
+@dataclass
+class _Block:
+    """Modules that run as one block; without a convolution, a norm and its activation."""
+
+    convolution: torch.nn.Module | None
+    norm: torch.nn.BatchNorm2d | None = None
+    activation: torch.nn.Module | None = None
+
+    def modules(self) -> list[torch.nn.Module]:
+        members = (self.convolution, self.norm, self.activation)
+        return [module for module in members if module is not None]
+
+
+class ConvStack2d(torch.nn.Sequential):
+    """A :class:`torch.nn.Sequential` whose convolution blocks run fused.
+
+    Every run of {Conv2d or ConvTranspose2d, BatchNorm2d or none, activation or none} among its
+    children becomes one call of :func:`genimg.ops.conv_stack`, every other BatchNorm2d with its
+    activation one of :func:`genimg.ops.batch_norm_act`; what is neither is called as it is. Nested
+    Sequentials are looked into. Children, ``state_dict`` keys and indexing are a Sequential's.
+
+    Activations: LeakyReLU, ReLU, Tanh, Sigmoid. The children are looked at anew in every call, so
+    that hooks, modes and replaced children count: a child with hooks, of a subclass, or with a
+    forward of its own is called by itself, and no hook goes unheard.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[N, C, H, W]``, or whatever the first child takes, through all children."""
+        x = input
+        for step in plan(self):
+            if isinstance(step, torch.nn.Module):
+                x = step(x)
+            elif step[0].convolution is None:
+                assert step[0].norm is not None
+                x = apply_norm(step[0].norm, x, _slope(step[0].activation))
+            else:
+                x = ops.conv_stack(x, [_arguments(block) for block in step], training=self.training)
+        return x
+
+
+def plan(stack: torch.nn.Sequential) -> list[torch.nn.Module | list[_Block]]:
+    """What a stack's forward does, in order: modules to call, and runs of blocks to fuse."""
+    steps: list[torch.nn.Module | list[_Block]] = []
+    run: list[_Block] = []
+    for module in _leaves(stack):
+        kind = type(module)
+        last = run[-1] if run else None
+        if not can_fuse(module):
+            steps.append(module)
+            run = []
+        elif kind in _DOWN or kind in _UP:
+            block = _Block(module)
+            if last is not None and last.convolution is not None:
+                run.append(block)
+            else:
+                run = [block]
+                steps.append(run)
+        elif kind in _NORM:
+            assert isinstance(module, torch.nn.BatchNorm2d)
+            if last is not None and last.norm is None and last.activation is None:
+                last.norm = module
+            else:
+                run = [_Block(None, module)]
+                steps.append(run)
+        elif last is not None and last.activation is None and _fits(last, module):
+            last.activation = module
+        else:
+            steps.append(module)
+            run = []
+    # A lone layer gains nothing from being a run of one.
+    return [_alone(step) if isinstance(step, list) else step for step in steps]
+
+
+def _fits(block: _Block, activation: torch.nn.Module) -> bool:
+    """batch_norm_act, without a convolution before it, knows LeakyReLU and ReLU alone."""
+    return block.convolution is not None or type(activation) in (*_LEAKY, torch.nn.ReLU)
+
+
+def _alone(run: list[_Block]) -> torch.nn.Module | list[_Block]:
+    modules = run[0].modules()
+    return modules[0] if len(run) == 1 and len(modules) == 1 else run
+
+
+def _leaves(stack: torch.nn.Sequential) -> Iterator[torch.nn.Module]:
+    for child in stack:
+        if type(child) in (torch.nn.Sequential, ConvStack2d) and _is_plain(child):
+            yield from _leaves(child)
+        else:
+            yield child
+
+
+def _is_plain(module: torch.nn.Module) -> bool:
+    """Whether calling ``module`` does no more than its class's forward."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or torch_module._has_any_global_hook()
+    )
+
+
+def can_fuse(module: torch.nn.Module) -> bool:
+    """Whether ``module`` may run as part of a block."""
+    kind = type(module)
+    if kind in _DOWN:
+        served = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    else:
+        served = kind in _UP or kind in _NORM or kind in _ACTIVATION
+    return served and _is_plain(module)
+
+
+def _slope(activation: torch.nn.Module | None) -> float:
+    if activation is None:
+        return 1.0
+    return 0.0 if isinstance(activation, torch.nn.ReLU) else float(activation.negative_slope)  # type: ignore[arg-type]
+
+
+def _arguments(block: _Block) -> ops.ConvBlock:
+    conv = block.convolution
+    assert isinstance(conv, (torch.nn.Conv2d, torch.nn.ConvTranspose2d))
+    up = isinstance(conv, torch.nn.ConvTranspose2d)
+    activation = ops.Activation.NONE
+    negative_slope = 1.0
+    if isinstance(block.activation, torch.nn.Tanh):
+        activation = ops.Activation.TANH
+    elif isinstance(block.activation, torch.nn.Sigmoid):
+        activation = ops.Activation.SIGMOID
+    elif block.activation is not None:
+        activation = ops.Activation.LEAKY_RELU
+        negative_slope = _slope(block.activation)
+    return ops.ConvBlock(
+        ops.Direction.UP if up else ops.Direction.DOWN,
+        conv.weight,
+        conv.bias,
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        conv.output_padding if up else 0,  # type: ignore[arg-type]
+        conv.dilation,  # type: ignore[arg-type]
+        conv.groups,
+        None if block.norm is None else norm_arguments(block.norm),
+        activation,
+        negative_slope,
+    )

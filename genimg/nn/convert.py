@@ -1,0 +1,232 @@
+"""Turning an ordinary PyTorch model over to genimg, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils import parametrize
+
+from genimg.nn.batch_norm import BatchNorm2d, BatchNormAct2d
+from genimg.nn.conv import Conv2d, ConvTranspose2d
+from genimg.nn.conv_stack import ConvStack2d, plan
+from genimg.nn.leaky_relu import LeakyReLU
+from genimg.nn.reparam_kl import ReparamKL
+
+_LAYERS: dict[type[torch.nn.Module], tuple[str, type[torch.nn.Module]]] = {
+    torch.nn.Conv2d: ("conv2d", Conv2d),
+    torch.nn.ConvTranspose2d: ("conv_transpose2d", ConvTranspose2d),
+    torch.nn.BatchNorm2d: ("batch_norm_act", BatchNorm2d),
+    torch.nn.LeakyReLU: ("leaky_relu", LeakyReLU),
+}
+_PLAIN: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+    ours: theirs for theirs, (_, ours) in _LAYERS.items()
+} | {ConvStack2d: torch.nn.Sequential}
+_OPS = (*(op for op, _ in _LAYERS.values()), "conv_stack")
+
+# Relatives that a reader of the report would look for.
+_RELATED = (
+    torch.nn.modules.conv._ConvNd,
+    torch.nn.modules.batchnorm._BatchNorm,
+    torch.nn.LeakyReLU,
+)
+
+
+class ConversionError(ValueError):
+    """``convert(strict=True)`` met layers that it cannot convert; the model is untouched."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A module that changed its class."""
+
+    name: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Modules that run as one op."""
+
+    name: str
+    layers: str
+    op: str
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A module that was left alone, and why."""
+
+    name: str
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`convert` or :func:`restore` did; prints as a text."""
+
+    changed: tuple[Change, ...]
+    fused: tuple[Fusion, ...]
+    skipped: tuple[Skip, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.changed)} modules changed, {len(self.skipped)} left alone"]
+        lines += [f"  {c.name or '(model)'}: {c.before} -> {c.after}" for c in self.changed]
+        lines += [f"  {f.name or '(model)'}: {f.layers} run as one {f.op}" for f in self.fused]
+        lines += [f"  {s.name or '(model)'}: {s.layer} left alone: {s.reason}" for s in self.skipped]
+        return "\n".join(lines)
+
+
+def convert(
+    model: torch.nn.Module,
+    *,
+    ops: Iterable[str] | None = None,
+    fuse: bool = True,
+    strict: bool = False,
+) -> Report:
+    """Turn a model's layers into genimg's, in place; :func:`restore` undoes it.
+
+    Modules keep their identity and everything they hold (parameters, buffers, hooks, mode, places
+    where they are shared): they only change their class, ``torch.nn.Conv2d`` to
+    ``genimg.nn.Conv2d`` and so on, and an ``nn.Sequential`` with a run of convolution, batch norm,
+    activation to :class:`genimg.nn.ConvStack2d`, which fuses it. ``state_dict`` keys do not change,
+    optimisers go on.
+
+    Left alone, with the reason in the report: subclasses of torch's layers (lazy, parametrized and
+    user-defined ones among them), layers of other dimensions, modules whose ``forward`` was replaced
+    on the instance. Layers with hooks, ``weight_norm`` and ``spectral_norm`` among them, are
+    converted but not fused, so that their hooks run.
+
+    Args:
+        model: any module.
+        ops: the ops to use, of ``conv2d``, ``conv_transpose2d``, ``batch_norm_act``,
+            ``leaky_relu`` and ``conv_stack`` (the fusion in a Sequential); None is all.
+        fuse: False leaves every Sequential as it is.
+        strict: raise instead of leaving a layer alone.
+
+    Returns:
+        What changed, what will run fused, and what was left alone, and why.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: an unknown op.
+        ConversionError: ``strict``, and something would be left alone; nothing was changed.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"convert: expected a torch.nn.Module, but got {type(model).__name__}")
+    wanted = _OPS if ops is None else tuple(ops)
+    unknown = [op for op in wanted if op not in _OPS]
+    if unknown:
+        raise ValueError(f"convert: unknown op {unknown[0]!r}; there are {', '.join(_OPS)}")
+    changes: list[tuple[str, torch.nn.Module, type[torch.nn.Module]]] = []
+    skipped = []
+    for name, module in model.named_modules():
+        kind = type(module)
+        if kind in _LAYERS and _LAYERS[kind][0] not in wanted:
+            continue
+        reason = _why_not(module)
+        if reason is not None:
+            skipped.append(Skip(name, kind.__name__, reason))
+        elif kind in _LAYERS:
+            changes.append((name, module, _LAYERS[kind][1]))
+        elif fuse and "conv_stack" in wanted and kind is torch.nn.Sequential and _runs(module):
+            changes.append((name, module, ConvStack2d))
+    if strict and skipped:
+        reasons = "; ".join(f"{s.name or '(model)'} ({s.layer}): {s.reason}" for s in skipped)
+        raise ConversionError(f"convert: {len(skipped)} layers cannot be converted: {reasons}")
+    changed = _apply(changes)
+    return Report(changed, _fusions(model), tuple(skipped))
+
+
+def restore(model: torch.nn.Module) -> Report:
+    """Give a model's modules torch's classes back, in place; the reverse of :func:`convert`.
+
+    Works on models built from ``genimg.nn`` as well. ``BatchNormAct2d`` and ``ReparamKL`` have no
+    counterpart in torch, and stay; the report says so.
+
+    Returns:
+        What changed and what was left alone, and why.
+
+    Raises:
+        TypeError: ``model`` is no module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"restore: expected a torch.nn.Module, but got {type(model).__name__}")
+    changes = []
+    skipped = []
+    for name, module in model.named_modules():
+        kind = type(module)
+        if kind in _PLAIN:
+            changes.append((name, module, _PLAIN[kind]))
+        elif isinstance(module, (BatchNormAct2d, ReparamKL)):
+            skipped.append(Skip(name, kind.__name__, "torch has no such layer"))
+        elif isinstance(module, tuple(_PLAIN)):
+            skipped.append(Skip(name, kind.__name__, _why_subclass(module)))
+    return Report(_apply(changes), (), tuple(skipped))
+
+
+def _apply(
+    changes: list[tuple[str, torch.nn.Module, type[torch.nn.Module]]],
+) -> tuple[Change, ...]:
+    made = []
+    for name, module, kind in changes:
+        before = type(module)
+        module.__class__ = kind
+        made.append(Change(name, _title(before), _title(kind)))
+    return tuple(made)
+
+
+def _title(kind: type[torch.nn.Module]) -> str:
+    return f"{'genimg' if kind.__module__.startswith('genimg') else 'torch'}.nn.{kind.__name__}"
+
+
+def _runs(module: torch.nn.Module) -> bool:
+    assert isinstance(module, torch.nn.Sequential)
+    return any(isinstance(step, list) for step in plan(module))
+
+
+def _fusions(model: torch.nn.Module) -> tuple[Fusion, ...]:
+    found = []
+    names = {id(module): name for name, module in model.named_modules()}
+    inner: set[int] = set()  # stacks that an outer one looks into
+    for name, module in model.named_modules():
+        if type(module) is not ConvStack2d or id(module) in inner:
+            continue
+        inner |= {id(child) for child in module.modules() if type(child) is ConvStack2d}
+        for step in plan(module):
+            if isinstance(step, list):
+                members = [member for block in step for member in block.modules()]
+                layers = " + ".join(
+                    f"{names[id(member)].removeprefix(name).lstrip('.')} {type(member).__name__}"
+                    for member in members
+                )
+                op = "batch_norm_act" if step[0].convolution is None else "conv_stack"
+                found.append(Fusion(name, layers, op))
+    return tuple(found)
+
+
+def _why_not(module: torch.nn.Module) -> str | None:
+    kind = type(module)
+    if kind in _LAYERS:
+        if "forward" in module.__dict__:
+            return "its forward was replaced on the instance"
+        if getattr(module, "padding_mode", "zeros") != "zeros":
+            return f"padding_mode={module.padding_mode!r} is PyTorch's to pad"
+        return None
+    if kind in _PLAIN or isinstance(module, BatchNormAct2d) or not isinstance(module, _RELATED):
+        return None
+    if isinstance(module, tuple(_LAYERS)):
+        return _why_subclass(module)
+    return "genimg serves the 2-D layers Conv2d, ConvTranspose2d, BatchNorm2d and LeakyReLU"
+
+
+def _why_subclass(module: torch.nn.Module) -> str:
+    kind = type(module)
+    if parametrize.is_parametrized(module):
+        return "it is parametrized, which made a subclass of it; remove the parametrization first"
+    if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin):
+        return "it is lazy; run one batch first"
+    return f"{kind.__name__} is a subclass, which may compute something else"

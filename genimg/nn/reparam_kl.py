@@ -1,0 +1,30 @@
+"""The stochastic layer of a VAE."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genimg import ops
+
+
+class ReparamKL(torch.nn.Module):
+    """Sample ``z ~ N(mu, exp(logvar))`` and give the KL divergence from N(0, 1) with it.
+
+    See :func:`genimg.ops.reparam_kl`. In eval mode ``z`` is ``mu``.
+    """
+
+    def forward(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        sample: bool | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``mu`` and ``logvar`` ``[N, ...]`` to ``z`` like ``mu`` and KL ``[N]``.
+
+        ``sample`` None follows the module's mode.
+        """
+        sample = self.training if sample is None else sample
+        return ops.reparam_kl(mu, logvar, generator=generator, sample=sample)

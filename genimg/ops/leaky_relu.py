@@ -1,0 +1,163 @@
+"""LeakyReLU on every backend; the template op that ``docs/adding_an_op.md`` walks through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genimg import _native, reference
+from genimg.backends import (
+    REFERENCE,
+    Impl,
+    Op,
+    choose,
+    recompute_grads,
+    refuse_device,
+    refuse_dtype,
+    refuse_transforms,
+)
+from genimg.kernels.triton import runtime as triton_runtime
+from genimg.reference.leaky_relu import CASES
+
+_HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def leaky_relu(
+    input: Tensor,
+    negative_slope: float = 0.01,
+    inplace: bool = False,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    r"""LeakyReLU, elementwise: a drop-in for :func:`torch.nn.functional.leaky_relu`.
+
+    .. math:: y = x \text{ if } x > 0 \text{ else } s \cdot x, \qquad
+              \partial L / \partial x = g \text{ if } x > 0 \text{ else } s \cdot g
+
+    with ``s = negative_slope``. At exactly 0 the derivative is ``s``, as torch has it. ``s = 0`` is
+    ReLU (but ``-Inf`` gives NaN), ``s = 1`` a copy.
+
+    Args:
+        input: any shape, any strides. Kernels: float32, bfloat16, and float16 on a GPU; the rest
+            runs through PyTorch.
+        negative_slope: any float.
+        inplace: write the result over ``input``, through PyTorch.
+        backend: see :func:`genimg.backends.choose`.
+
+    Returns:
+        Same shape, dtype and memory format as ``input``.
+
+    Kept for backward: ``input``. No autocast rule: it computes in ``input``'s dtype.
+
+    Raises:
+        BackendError: the named backend cannot serve the call.
+        NotImplementedError: as torch, for a dtype that is not floating-point.
+
+    Source: Maas, Hannun, Ng, "Rectifier nonlinearities improve neural network acoustic models",
+    2013, section 2.
+    """
+    name = choose(LEAKY_RELU, backend, input, negative_slope, inplace)
+    if name == REFERENCE:
+        return reference.leaky_relu(input, negative_slope, inplace)
+    if input.requires_grad and torch.is_grad_enabled():
+        return _LeakyReLU.apply(input, float(negative_slope), name)
+    return LEAKY_RELU.by_backend[name].fwd(input, float(negative_slope))
+
+
+class _LeakyReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, negative_slope: float, backend: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.negative_slope = negative_slope
+        ctx.backend = backend
+        return LEAKY_RELU.by_backend[backend].fwd(x, negative_slope)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        args = (x, ctx.negative_slope)
+        if torch.is_grad_enabled():  # create_graph=True
+            grads = recompute_grads(reference.leaky_relu, args, (grad_y,), (True, False))
+            return *grads, None
+        return LEAKY_RELU.by_backend[ctx.backend].bwd(grad_y, *args), None, None
+
+
+def _cpp_fwd(x: Tensor, negative_slope: float) -> Tensor:
+    return torch.ops.genimg.leaky_relu_fwd(x, negative_slope)
+
+
+def _cpp_bwd(grad_y: Tensor, x: Tensor, negative_slope: float) -> Tensor:
+    return torch.ops.genimg.leaky_relu_bwd(grad_y, x, negative_slope)
+
+
+if _native.available():
+
+    @torch.library.register_fake("genimg::leaky_relu_fwd")
+    def _(x: Tensor, negative_slope: float) -> Tensor:
+        return torch.ops.aten.leaky_relu(x, negative_slope)
+
+    @torch.library.register_fake("genimg::leaky_relu_bwd")
+    def _(grad_y: Tensor, x: Tensor, negative_slope: float) -> Tensor:
+        return torch.ops.aten.leaky_relu_backward(grad_y, x, negative_slope, False)
+
+
+def _refuse_inplace(inplace: bool) -> str | None:
+    if inplace:
+        return "in place: PyTorch's own kernel already makes the one pass that is needed"
+    return None
+
+
+def _why_not_cuda(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
+    return (
+        _native.why_not_cuda()
+        or refuse_device(x, "cuda")
+        or refuse_dtype(x, _HALF_AND_SINGLE)
+        or _refuse_inplace(inplace)
+        or refuse_transforms()
+    )
+
+
+def _why_not_cpu(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
+    return (
+        _native.why_not()
+        or refuse_device(x, "cpu")
+        or refuse_dtype(x, (torch.float32, torch.bfloat16))
+        or _refuse_inplace(inplace)
+        or refuse_transforms()
+    )
+
+
+def _why_not_triton(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
+    return (
+        triton_runtime.why_not(x)
+        or refuse_dtype(x, _HALF_AND_SINGLE)
+        or _refuse_inplace(inplace)
+        or refuse_transforms()
+    )
+
+
+def _triton_fwd(x: Tensor, negative_slope: float) -> Tensor:
+    from genimg.kernels.triton import leaky_relu as kernel
+
+    return kernel.leaky_relu_fwd(x, negative_slope)
+
+
+def _triton_bwd(grad_y: Tensor, x: Tensor, negative_slope: float) -> Tensor:
+    from genimg.kernels.triton import leaky_relu as kernel
+
+    return kernel.leaky_relu_bwd(grad_y, x, negative_slope)
+
+
+LEAKY_RELU = Op(
+    "leaky_relu",
+    leaky_relu,
+    reference.leaky_relu,
+    CASES,
+    impls=(
+        Impl("cuda", _cpp_fwd, _cpp_bwd, _why_not_cuda),
+        Impl("cpu", _cpp_fwd, _cpp_bwd, _why_not_cpu),
+        Impl("triton", _triton_fwd, _triton_bwd, _why_not_triton, triton_runtime.why_slower),
+    ),
+)

@@ -1,0 +1,139 @@
+"""Batch norm and LeakyReLU in one: the definition, and the cases it is checked on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genimg.testing import Case, Tensors, normal
+
+
+def batch_norm_act(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """``z = weight (x - mean) rstd + bias``, then ``z if z > 0 else negative_slope z``.
+
+    Slope 1 is plain batch norm; slope 0 is ReLU, which sends -Inf to 0.
+    """
+    z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if negative_slope == 1:
+        return z
+    return F.relu(z) if negative_slope == 0 else F.leaky_relu(z, negative_slope)
+
+
+def _tensors(x: Tensor, generator: torch.Generator) -> Tensors:
+    channels = x.shape[1]
+    return {
+        "x": x,
+        "running_mean": normal(generator, channels),
+        "running_var": normal(generator, channels).abs() + 0.5,
+        "weight": normal(generator, channels),  # of both signs
+        "bias": normal(generator, channels),
+    }
+
+
+def _make(
+    *shape: int, mean: float = 0.5, std: float = 2.0
+) -> Callable[[torch.Generator], Tensors]:
+    return lambda g: _tensors(normal(g, *shape, mean=mean, std=std), g)
+
+
+def _constant_channel(generator: torch.Generator) -> Tensors:
+    tensors = _make(4, 3, 5, 5)(generator)
+    tensors["x"][:, 1] = 7.0
+    return tensors
+
+
+def _call(training: bool = True, **options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
+    def call(op: Callable[..., Any], t: Tensors) -> Tensor:
+        return op(
+            t["x"],
+            t["running_mean"],
+            t["running_var"],
+            t["weight"],
+            t["bias"],
+            training,
+            **options,
+        )
+
+    return call
+
+
+_ALL = ("x", "weight", "bias")
+_STATE = ("running_mean", "running_var")
+_KEEP = ("running_mean", "running_var", "weight", "bias")
+
+
+def _case(name: str, why: str, *args: Any, **options: Any) -> Case:
+    return Case(name, why, *args, **{"grad": _ALL, "state": _STATE, "keep": _KEEP, **options})
+
+
+CASES = (
+    _case(
+        "two_values",
+        "two values a channel, the fewest that training allows",
+        _make(2, 3, 1, 1),
+        _call(),
+    ),
+    _case("primes", "no size divides anything", _make(3, 7, 5, 11), _call(negative_slope=0.2)),
+    _case("rank_2", "after a dense layer: [N, C]", _make(13, 10), _call(negative_slope=0.3)),
+    _case(
+        "channels_last",
+        "the output keeps the memory format",
+        _make(4, 6, 5, 7),
+        _call(negative_slope=0.2, momentum=0.01, eps=1e-3),
+        layout="channels_last",
+    ),
+    _case("sliced", "NaN between the channels", _make(4, 6, 5, 7), _call(), layout="sliced"),
+    _case(
+        "large_mean",
+        "mean 1000 with std 0.01: E[x^2] - E[x]^2 is noise",
+        _make(8, 3, 8, 8, mean=1e3, std=1e-2),
+        _call(),
+    ),
+    _case("constant_channel", "variance 0, eps alone in the root", _constant_channel, _call()),
+    _case(
+        "float16_range",
+        "6e4, near the largest float16",
+        _make(4, 3, 4, 4, mean=6e4, std=1e3),
+        _call(),
+    ),
+    _case("relu", "slope 0", _make(4, 3, 5, 5), _call(negative_slope=0.0)),
+    _case("plain", "slope 1: batch norm alone", _make(4, 3, 5, 5), _call(negative_slope=1.0)),
+    _case("eval", "running statistics, left as they are", _make(4, 3, 5, 5), _call(False)),
+    _case(
+        "no_affine_no_statistics",
+        "every optional tensor left out",
+        _make(4, 3, 5, 5),
+        lambda op, t: op(t["x"], None, None, training=True),
+        grad=("x",),
+    ),
+    _case("empty_batch", "no image", _make(0, 3, 4, 4), _call(False)),
+    _case(
+        "generator_layer",
+        "64x64x32x32: larger than the caches",
+        _make(64, 64, 32, 32),
+        _call(negative_slope=0.2),
+        speed=True,
+    ),
+    _case(
+        "decoder_layer",
+        "64x128x16x16, channels_last",
+        _make(64, 128, 16, 16),
+        _call(negative_slope=0.3),
+        layout="channels_last",
+        speed=True,
+    ),
+)

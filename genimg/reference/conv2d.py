@@ -1,0 +1,143 @@
+"""Convolution: the definition, and the cases it is checked on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genimg.testing import Case, Tensors, integers, normal
+
+IntOrPair = int | tuple[int, int]
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair | str = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``y[n, o, i, j] = bias[o] + sum_{c, k, l} weight[o, c, k, l] x[n, c, s i - p + d k, ...]``."""
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _make(
+    x: tuple[int, ...], weight: tuple[int, ...], draw: Callable[..., Tensor] = normal
+) -> Callable[[torch.Generator], Tensors]:
+    def tensors(generator: torch.Generator) -> Tensors:
+        return {
+            "x": draw(generator, *x),
+            "weight": draw(generator, *weight),
+            "bias": draw(generator, weight[0]),
+        }
+
+    return tensors
+
+
+def _call(**options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
+    def call(op: Callable[..., Any], t: Tensors) -> Tensor:
+        return op(t["x"], t["weight"], t["bias"], **options)
+
+    return call
+
+
+_ALL = ("x", "weight", "bias")
+
+CASES = (
+    Case(
+        "one_pixel",
+        "a discriminator's last layer: one matrix product",
+        _make((3, 8, 4, 4), (1, 8, 4, 4)),
+        _call(),
+        _ALL,
+    ),
+    Case(
+        "k4s2p1_integers",
+        "every partial sum is exact: equal to float64 to the bit",
+        _make((2, 16, 8, 8), (8, 16, 4, 4), integers),
+        _call(stride=2, padding=1),
+        _ALL,
+        exact=True,
+    ),
+    Case(
+        "k4s2p1_primes",
+        "channels and sizes that divide nothing",
+        _make((3, 5, 13, 11), (7, 5, 4, 4)),
+        _call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "k4s2p1_channels_last",
+        "the output keeps the memory format",
+        _make((2, 6, 8, 10), (4, 6, 4, 4)),
+        _call(stride=2, padding=1),
+        _ALL,
+        layout="channels_last",
+    ),
+    Case(
+        "k3s1p1",
+        "the common unstrided layer, sliced input",
+        _make((2, 4, 6, 7), (5, 4, 3, 3)),
+        _call(padding=1),
+        _ALL,
+        layout="sliced",
+    ),
+    Case(
+        "k5s2p2",
+        "odd kernel, phases of unequal size",
+        _make((2, 3, 9, 9), (4, 3, 5, 5)),
+        _call(stride=2, padding=2),
+        _ALL,
+    ),
+    Case(
+        "anisotropic",
+        "height and width differ in every option",
+        _make((2, 3, 9, 12), (4, 3, 3, 2)),
+        _call(stride=(2, 3), padding=(1, 0), dilation=(1, 2)),
+        _ALL,
+    ),
+    Case(
+        "groups",
+        "two convolutions side by side",
+        _make((2, 6, 8, 8), (4, 3, 3, 3)),
+        _call(padding="same", groups=2),
+        _ALL,
+    ),
+    Case(
+        "no_bias_expanded",
+        "no bias, one image for the whole batch",
+        _make((4, 3, 8, 8), (4, 3, 4, 4)),
+        lambda op, t: op(t["x"], t["weight"], None, 2, 1),
+        ("x", "weight"),
+        layout="expanded",
+    ),
+    Case(
+        "empty_batch",
+        "no image",
+        _make((0, 3, 8, 8), (4, 3, 4, 4)),
+        _call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "first_layer",
+        "few input channels: 3 -> 64 at 64x64",
+        _make((64, 3, 64, 64), (64, 3, 4, 4)),
+        _call(stride=2, padding=1),
+        _ALL,
+        speed=True,
+    ),
+    Case(
+        "hidden_layer",
+        "64 -> 128 at 32x32",
+        _make((64, 64, 32, 32), (128, 64, 4, 4)),
+        _call(stride=2, padding=1),
+        _ALL,
+        speed=True,
+    ),
+)

@@ -1,0 +1,264 @@
+"""A run of convolution blocks as one op: the definition, and the cases it is checked on."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genimg.reference.batch_norm_act import batch_norm_act
+from genimg.reference.conv2d import IntOrPair, conv2d
+from genimg.reference.conv_transpose2d import conv_transpose2d
+from genimg.testing import Case, Tensors, normal
+
+
+class Direction(enum.Enum):
+    """Which of the two convolutions a block begins with."""
+
+    DOWN = "conv2d"
+    UP = "conv_transpose2d"
+
+
+class Activation(enum.Enum):
+    """What a block ends in; the slope of LEAKY_RELU is the block's ``negative_slope``."""
+
+    NONE = "none"
+    LEAKY_RELU = "leaky_relu"
+    TANH = "tanh"
+    SIGMOID = "sigmoid"
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """A block's batch norm: :func:`genimg.ops.batch_norm_act`'s tensors and numbers.
+
+    ``training`` None follows the stack's; False freezes this one to its running statistics.
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    momentum: float = 0.1
+    eps: float = 1e-5
+    training: bool | None = None
+
+
+@dataclass(frozen=True)
+class ConvBlock:
+    """Convolution, batch norm or none, activation or none.
+
+    ``output_padding`` belongs to direction UP alone.
+    """
+
+    direction: Direction
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: IntOrPair = 1
+    padding: IntOrPair = 0
+    output_padding: IntOrPair = 0
+    dilation: IntOrPair = 1
+    groups: int = 1
+    norm: BatchNorm | None = None
+    activation: Activation = Activation.NONE
+    negative_slope: float = 0.01
+
+
+def _contract(x: Tensor, block: ConvBlock) -> Tensor:
+    if block.direction is Direction.DOWN:
+        return conv2d(
+            x,
+            block.weight,
+            block.bias,
+            block.stride,
+            block.padding,
+            block.dilation,
+            block.groups,
+        )
+    return conv_transpose2d(
+        x,
+        block.weight,
+        block.bias,
+        block.stride,
+        block.padding,
+        block.output_padding,
+        block.groups,
+        block.dilation,
+    )
+
+
+def _activate(y: Tensor, block: ConvBlock) -> Tensor:
+    if block.activation is Activation.TANH:
+        return torch.tanh(y)
+    if block.activation is Activation.SIGMOID:
+        return torch.sigmoid(y)
+    if block.activation is Activation.LEAKY_RELU:
+        if block.negative_slope == 0:
+            return torch.relu(y)
+        return torch.nn.functional.leaky_relu(y, block.negative_slope)
+    return y
+
+
+def conv_stack(x: Tensor, blocks: Sequence[ConvBlock], *, training: bool) -> Tensor:
+    """Each block's ``activation(norm(convolution(x)))``, one after the other."""
+    for block in blocks:
+        x = _contract(x, block)
+        norm = block.norm
+        if norm is None:
+            x = _activate(x, block)
+            continue
+        leaky = block.activation is Activation.LEAKY_RELU
+        x = batch_norm_act(
+            x,
+            norm.running_mean,
+            norm.running_var,
+            norm.weight,
+            norm.bias,
+            training if norm.training is None else norm.training,
+            norm.momentum,
+            norm.eps,
+            block.negative_slope if leaky else 1.0,
+        )
+        if not leaky:
+            x = _activate(x, block)
+    return x
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A block of a case, without its tensors."""
+
+    direction: Direction
+    channels: int
+    kernel: int = 4
+    stride: int = 2
+    padding: int = 1
+    output_padding: int = 0
+    norm: bool = True
+    frozen: bool = False
+    activation: Activation = Activation.LEAKY_RELU
+    negative_slope: float = 0.2
+
+
+def _make(shape: tuple[int, ...], layers: Sequence[_Layer]) -> Callable[..., Tensors]:
+    def tensors(generator: torch.Generator) -> Tensors:
+        made = {"x": normal(generator, *shape)}
+        channels = shape[1]
+        for i, layer in enumerate(layers):
+            pair = (layer.channels, channels)
+            if layer.direction is Direction.UP:
+                pair = (channels, layer.channels)
+            # Kept near unit scale through the stack, so that tanh does not saturate.
+            scale = (channels * layer.kernel**2) ** -0.5
+            made[f"weight{i}"] = scale * normal(generator, *pair, layer.kernel, layer.kernel)
+            channels = layer.channels
+            if layer.norm:
+                made[f"mean{i}"] = normal(generator, channels)
+                made[f"var{i}"] = normal(generator, channels).abs() + 0.5
+                made[f"gamma{i}"] = normal(generator, channels)
+                made[f"beta{i}"] = normal(generator, channels)
+            else:
+                made[f"bias{i}"] = normal(generator, channels)
+        return made
+
+    return tensors
+
+
+def _blocks(layers: Sequence[_Layer], t: Tensors) -> list[ConvBlock]:
+    return [
+        ConvBlock(
+            layer.direction,
+            t[f"weight{i}"],
+            t.get(f"bias{i}"),
+            layer.stride,
+            layer.padding,
+            layer.output_padding,
+            norm=BatchNorm(
+                t[f"mean{i}"],
+                t[f"var{i}"],
+                t[f"gamma{i}"],
+                t[f"beta{i}"],
+                training=False if layer.frozen else None,
+            )
+            if layer.norm
+            else None,
+            activation=layer.activation,
+            negative_slope=layer.negative_slope,
+        )
+        for i, layer in enumerate(layers)
+    ]
+
+
+def _case(
+    name: str,
+    why: str,
+    shape: tuple[int, ...],
+    layers: Sequence[_Layer],
+    training: bool = True,
+    **options: Any,
+) -> Case:
+    names = _make(shape, layers)(torch.Generator()) if 0 not in shape else {}
+    names = names or _make((1, *shape[1:]), layers)(torch.Generator())
+    return Case(
+        name,
+        why,
+        _make(shape, layers),
+        lambda op, t: op(t["x"], _blocks(layers, t), training=training),
+        grad=tuple(key for key in names if not key.startswith(("mean", "var"))),
+        state=tuple(key for key in names if key.startswith(("mean", "var"))),
+        keep=tuple(key for key in names if key.startswith(("mean", "var", "gamma", "beta"))),
+        **options,
+    )
+
+
+_UP, _DOWN = Direction.UP, Direction.DOWN
+_TANH = _Layer(_UP, 3, norm=False, activation=Activation.TANH)
+_GENERATOR = (_Layer(_UP, 6), _Layer(_UP, 5), _TANH)
+_DCGAN = (
+    _Layer(_UP, 512, stride=1, padding=0, negative_slope=0.0),
+    _Layer(_UP, 256, negative_slope=0.0),
+    _Layer(_UP, 128, negative_slope=0.0),
+    _Layer(_UP, 64, negative_slope=0.0),
+    _TANH,
+)
+
+CASES = (
+    _case("generator", "three up blocks, tanh at the end", (3, 7, 3, 3), _GENERATOR),
+    _case(
+        "discriminator",
+        "three down blocks, no norm on the first, no activation on the last",
+        (3, 3, 16, 16),
+        (
+            _Layer(_DOWN, 5, norm=False),
+            _Layer(_DOWN, 7),
+            _Layer(_DOWN, 1, padding=0, norm=False, activation=Activation.NONE),
+        ),
+    ),
+    _case("one_block", "the shortest stack", (2, 3, 4, 4), _GENERATOR[:1]),
+    _case("channels_last", "the memory format goes through", (2, 4, 4, 4), _GENERATOR,
+          layout="channels_last"),
+    _case("eval", "running statistics, left as they are", (2, 4, 4, 4), _GENERATOR, False),
+    _case(
+        "frozen_norm",
+        "one batch norm of a training stack keeps its statistics",
+        (2, 4, 4, 4),
+        (_Layer(_UP, 6, frozen=True), _Layer(_UP, 5), _TANH),
+    ),
+    _case(
+        "vae_decoder",
+        "k3 s2 p1 op1, ends in a sigmoid",
+        (2, 4, 3, 5),
+        (
+            _Layer(_UP, 6, kernel=3, output_padding=1),
+            _Layer(_UP, 1, kernel=3, output_padding=1, norm=False, activation=Activation.SIGMOID),
+        ),
+    ),
+    _case("sliced", "NaN between the channels", (2, 4, 4, 4), _GENERATOR, layout="sliced"),
+    _case("empty_batch", "no image", (0, 4, 4, 4), _GENERATOR, False),
+    _case("dcgan_generator", "100 -> 512 -> 256 -> 128 -> 64 -> 3 at 64x64, 64 images",
+          (64, 100, 1, 1), _DCGAN, speed=True),
+)

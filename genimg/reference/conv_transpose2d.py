@@ -1,0 +1,153 @@
+"""Transposed convolution: the definition, and the cases it is checked on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genimg.reference.conv2d import IntOrPair
+from genimg.testing import Case, Tensors, integers, normal
+
+
+def conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    output_padding: IntOrPair = 0,
+    groups: int = 1,
+    dilation: IntOrPair = 1,
+) -> Tensor:
+    """Pixel ``i`` adds ``weight[c, o, k] x[n, c, i]`` to output pixel ``s i - p + d k``."""
+    return F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def _make(
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    draw: Callable[..., Tensor] = normal,
+    groups: int = 1,
+) -> Callable[[torch.Generator], Tensors]:
+    def tensors(generator: torch.Generator) -> Tensors:
+        return {
+            "x": draw(generator, *x),
+            "weight": draw(generator, *weight),
+            "bias": draw(generator, weight[1] * groups),
+        }
+
+    return tensors
+
+
+def _call(**options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
+    def call(op: Callable[..., Any], t: Tensors) -> Tensor:
+        return op(t["x"], t["weight"], t["bias"], **options)
+
+    return call
+
+
+_ALL = ("x", "weight", "bias")
+
+CASES = (
+    Case(
+        "one_pixel",
+        "a generator's first layer, 1x1 -> 4x4: one matrix product",
+        _make((3, 10, 1, 1), (10, 8, 4, 4)),
+        _call(),
+        _ALL,
+    ),
+    Case(
+        "k4s2p1_integers",
+        "every partial sum is exact: equal to float64 to the bit",
+        _make((2, 16, 4, 4), (16, 8, 4, 4), integers),
+        _call(stride=2, padding=1),
+        _ALL,
+        exact=True,
+    ),
+    Case(
+        "k4s2p1_primes",
+        "channels and sizes that divide nothing",
+        _make((3, 7, 5, 3), (7, 5, 4, 4)),
+        _call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "k4s2p1_channels_last",
+        "the output keeps the memory format",
+        _make((2, 6, 4, 6), (6, 4, 4, 4)),
+        _call(stride=2, padding=1),
+        _ALL,
+        layout="channels_last",
+    ),
+    Case(
+        "k3s2p1op1",
+        "the VAE decoder's layer: phases of one and two taps",
+        _make((2, 4, 5, 6), (4, 3, 3, 3)),
+        _call(stride=2, padding=1, output_padding=1),
+        _ALL,
+    ),
+    Case(
+        "k2s2",
+        "the U-Net's layer: one tap a phase, sliced input",
+        _make((2, 4, 5, 7), (4, 3, 2, 2)),
+        _call(stride=2),
+        _ALL,
+        layout="sliced",
+    ),
+    Case(
+        "k5s2p2op1",
+        "odd kernel, phases of unequal size",
+        _make((2, 3, 4, 4), (3, 4, 5, 5)),
+        _call(stride=2, padding=2, output_padding=1),
+        _ALL,
+    ),
+    Case(
+        "k2s3",
+        "stride above the kernel: phases without a tap hold the bias",
+        _make((2, 3, 4, 4), (3, 4, 2, 2)),
+        _call(stride=3, output_padding=(1, 0)),
+        _ALL,
+    ),
+    Case(
+        "dilated_groups",
+        "two dilated ones side by side",
+        _make((2, 6, 5, 5), (6, 2, 3, 3), groups=2),
+        _call(stride=2, padding=1, groups=2, dilation=2),
+        _ALL,
+    ),
+    Case(
+        "no_bias_expanded",
+        "no bias, one image for the whole batch",
+        _make((4, 3, 4, 4), (3, 4, 4, 4)),
+        lambda op, t: op(t["x"], t["weight"], None, 2, 1),
+        ("x", "weight"),
+        layout="expanded",
+    ),
+    Case(
+        "empty_batch",
+        "no image",
+        _make((0, 3, 4, 4), (3, 4, 4, 4)),
+        _call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "hidden_layer",
+        "256 -> 128 at 8x8",
+        _make((64, 256, 8, 8), (256, 128, 4, 4)),
+        _call(stride=2, padding=1),
+        _ALL,
+        speed=True,
+    ),
+    Case(
+        "last_layer",
+        "few output channels: 64 -> 3 at 32x32",
+        _make((64, 64, 32, 32), (64, 3, 4, 4)),
+        _call(stride=2, padding=1),
+        _ALL,
+        speed=True,
+    ),
+)

@@ -1,0 +1,142 @@
+"""Reparameterisation and KL divergence: the definition, and the cases it is checked on.
+
+The noise is part of the definition, so that every backend draws the same: Philox 4x32-10 (Salmon
+et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), written here in 64-bit integer
+tensor arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from genimg.testing import Case, Tensors, normal
+
+LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0
+"""logvar is clamped to this range, with zero gradient outside: ``exp`` of it stays finite."""
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def philox_4x32_10(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Four 32-bit words (in int64) for each counter of four words under a key of two.
+
+    A product of two 32-bit words may wrap in int64; its high half is right all the same.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0 = c0 * _MULTIPLIERS[0]
+        p1 = c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            (p1 >> 32 & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            (p0 >> 32 & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = k0 + _WEYL[0] & _MASK, k1 + _WEYL[1] & _MASK
+    return c0, c1, c2, c3
+
+
+def philox_normal(n: int, seed: Tensor, dtype: torch.dtype) -> Tensor:
+    """``n`` standard normal values from the stream of ``seed``.
+
+    Element ``i`` is lane ``i % 4`` of counter ``(i // 4, offset)``, each a 64-bit number of two
+    words; the four words of a counter give four values by two Box-Muller steps. A word ``w`` stands
+    for ``w 2^-32 + 2^-33`` rounded to float32, whatever ``dtype``, so that float64 and float32 draw
+    from the same uniform numbers; no value passes 6.77.
+
+    Args:
+        n: how many.
+        seed: int64 [2], the key and the offset.
+        dtype: float32 or float64.
+    """
+    index = torch.arange((n + 3) // 4, device=seed.device)
+    key, offset = seed[0], seed[1]
+    words = philox_4x32_10(
+        (index & _MASK, index >> 32, (offset & _MASK).expand_as(index), offset >> 32 & _MASK),
+        (key & _MASK, key >> 32 & _MASK),
+    )
+    u = [(w.to(torch.float32) * 2.0**-32 + 2.0**-33).to(dtype) for w in words]
+    lanes = []
+    for radius_u, angle_u in ((u[0], u[1]), (u[2], u[3])):
+        radius = torch.sqrt(-2 * torch.log(radius_u))
+        angle = 2 * math.pi * angle_u
+        lanes += [radius * torch.cos(angle), radius * torch.sin(angle)]
+    return torch.stack(lanes, dim=1).flatten()[:n]
+
+
+def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Key and offset, int64 [2], from torch's generator of the device; no host synchronisation."""
+    return torch.randint(
+        -(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device, generator=generator
+    )
+
+
+def reparam_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    sample: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """``z = mu + exp(logvar / 2) eps`` and ``kl[n] = sum (mu^2 + expm1(logvar) - logvar) / 2``."""
+    dtype = torch.promote_types(mu.dtype, torch.float32)
+    wide_mu = mu.to(dtype)
+    wide_logvar = logvar.to(dtype).clamp(LOGVAR_MIN, LOGVAR_MAX)
+    kl = 0.5 * (wide_mu.square() + (torch.expm1(wide_logvar) - wide_logvar)).flatten(1).sum(1)
+    if not sample:
+        return mu.clone(), kl
+    eps = philox_normal(mu.numel(), draw_seed(mu.device, generator), dtype).view(mu.shape)
+    return (wide_mu + torch.exp(0.5 * wide_logvar) * eps).to(mu.dtype), kl
+
+
+def _make(*shape: int, spread: float = 1.0) -> Callable[[torch.Generator], Tensors]:
+    return lambda g: {"mu": normal(g, *shape), "logvar": normal(g, *shape, std=spread)}
+
+
+def _call(op: Callable[..., tuple[Tensor, Tensor]], t: Tensors) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator(t["mu"].device).manual_seed(7)
+    return op(t["mu"], t["logvar"], generator=generator)
+
+
+def _extremes(generator: torch.Generator) -> Tensors:
+    logvar = torch.linspace(-60, 60, 77, dtype=torch.float64).expand(2, 77).contiguous()
+    return {"mu": normal(generator, 2, 77), "logvar": logvar}
+
+
+def _tiny_logvar(generator: torch.Generator) -> Tensors:
+    return {"mu": torch.zeros(5, 16).double(), "logvar": normal(generator, 5, 16, std=1.0) * 1e-4}
+
+
+def _float16_range(generator: torch.Generator) -> Tensors:
+    return {"mu": normal(generator, 3, 8) * 1e4, "logvar": normal(generator, 3, 8, mean=11.0)}
+
+
+_ALL = ("mu", "logvar")
+
+CASES = (
+    Case("one_element", "one sample of one latent", _make(1, 1), _call, _ALL),
+    Case("primes", "rows that are no multiple of four words", _make(7, 13), _call, _ALL),
+    Case("feature_map", "latents of four dimensions", _make(3, 2, 5, 3), _call, _ALL),
+    Case("sliced", "every second latent, NaN between", _make(6, 10), _call, _ALL, layout="sliced"),
+    Case("expanded", "stride 0 over the batch", _make(6, 10), _call, _ALL, layout="expanded"),
+    Case("extreme_logvar", "-60 to 60: clamped, finite, no gradient outside", _extremes, _call, _ALL),
+    Case("tiny_logvar", "1 + lv - exp(lv) would cancel", _tiny_logvar, _call, _ALL),
+    Case("float16_range", "mu^2 and exp(logvar) overflow float16", _float16_range, _call, _ALL),
+    Case(
+        "mean_only",
+        "sample=False: z is mu",
+        _make(5, 9),
+        lambda op, t: op(t["mu"], t["logvar"], sample=False),
+        _ALL,
+    ),
+    Case("empty_batch", "no sample", _make(0, 8), _call, _ALL),
+    Case("vae_step", "a batch of the VAE: 64x128", _make(64, 128), _call, _ALL, speed=True),
+    Case("large", "4096x128", _make(4096, 128), _call, _ALL, speed=True),
+)

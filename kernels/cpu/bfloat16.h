@@ -1,0 +1,26 @@
+// bfloat16 as bit patterns: widening is a shift, narrowing rounds to nearest even.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace genimg::cpu::GENIMG_ISA {
+
+inline float bf16_to_f32(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+// AVX512-BF16's own conversion flushes subnormals; this keeps them, and every NaN stays one.
+inline uint16_t f32_to_bf16(float value) {
+  uint32_t wide;
+  std::memcpy(&wide, &value, sizeof wide);
+  const uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+  const uint32_t quiet_nan = (wide >> 16) | 0x40;
+  const bool is_nan = (wide & 0x7fffffff) > 0x7f800000;
+  return static_cast<uint16_t>(is_nan ? quiet_nan : rounded);
+}
+
+}  // namespace genimg::cpu::GENIMG_ISA

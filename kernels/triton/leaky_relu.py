@@ -1,0 +1,64 @@
+"""LeakyReLU in Triton. Formula, dtypes and source: ``genimg/ops/leaky_relu.py``."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from genimg.kernels.triton.runtime import in_order_of, on_device_of
+
+# 1024 elements are two (half dtypes) or four vectors of 16 bytes for each of the 128 threads.
+BLOCK = 1024
+NUM_WARPS = 4
+
+
+@triton.jit
+def _leaky_relu_fwd_kernel(x_ptr, y_ptr, n, negative_slope, BLOCK: tl.constexpr):
+    # 64 bit: n may pass 2**31
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < n
+    x = tl.load(x_ptr + offsets, mask=inside).to(tl.float32)
+    y = tl.where(x > 0, x, x * negative_slope)
+    tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _leaky_relu_bwd_kernel(grad_y_ptr, x_ptr, grad_x_ptr, n, negative_slope, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < n
+    x = tl.load(x_ptr + offsets, mask=inside).to(tl.float32)
+    grad_y = tl.load(grad_y_ptr + offsets, mask=inside).to(tl.float32)
+    grad_x = tl.where(x > 0, grad_y, grad_y * negative_slope)
+    tl.store(grad_x_ptr + offsets, grad_x.to(grad_x_ptr.dtype.element_ty), mask=inside)
+
+
+def leaky_relu_fwd(x: Tensor, negative_slope: float) -> Tensor:
+    """``y`` of ``x``, any strides; the result is dense in ``x``'s memory format."""
+    y = torch.empty_like(x)
+    n = x.numel()
+    if n:
+        with on_device_of(x):
+            _leaky_relu_fwd_kernel[(triton.cdiv(n, BLOCK),)](
+                in_order_of(y, x), y, n, negative_slope, BLOCK=BLOCK, num_warps=NUM_WARPS
+            )
+    return y
+
+
+def leaky_relu_bwd(grad_y: Tensor, x: Tensor, negative_slope: float) -> Tensor:
+    """``grad_x`` of ``grad_y`` and ``x``, any strides; dense in ``x``'s memory format."""
+    grad_x = torch.empty_like(x)
+    n = x.numel()
+    if n:
+        with on_device_of(x):
+            _leaky_relu_bwd_kernel[(triton.cdiv(n, BLOCK),)](
+                in_order_of(grad_x, grad_y),
+                in_order_of(grad_x, x),
+                grad_x,
+                n,
+                negative_slope,
+                BLOCK=BLOCK,
+                num_warps=NUM_WARPS,
+            )
+    return grad_x

@@ -1,0 +1,61 @@
+"""What every Triton kernel shares: whether Triton can run here, and on which device it launches."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+MINIMUM_VERSION = (3, 6)
+
+
+def _find_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return 'Triton is not installed: pip install "genimg[triton]"'
+    found = importlib.metadata.version("triton")
+    if tuple(int(part) for part in found.split(".")[:2]) < MINIMUM_VERSION:
+        needed = ".".join(map(str, MINIMUM_VERSION))
+        return f"Triton {found} is too old, {needed} is needed: pip install -U triton"
+    return None
+
+
+MISSING: str | None = _find_triton()
+"""Why Triton cannot be used at all, or None."""
+
+# Triton reads the variable when a kernel is defined, so it cannot change later either.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not(x: Tensor) -> str | None:
+    """Why Triton cannot run on ``x``, or None."""
+    if MISSING is not None:
+        return MISSING
+    if INTERPRETED:
+        if x.dtype == torch.bfloat16:
+            return "Triton's interpreter computes bfloat16 wrongly"
+        return None
+    if x.device.type == "cuda":
+        return None
+    return f"the tensor is on {x.device}, Triton serves cuda tensors"
+
+
+def why_slower(*args: object) -> str | None:
+    """Why auto passes Triton over, or None."""
+    return "Triton's interpreter is for tests only" if INTERPRETED else None
+
+
+def in_order_of(like: Tensor, x: Tensor) -> Tensor:
+    """``x``'s values in the memory order of ``like``, which is dense."""
+    return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Launch on ``x``'s device: Triton takes the current one, which may be another."""
+    # Compiled code guards its device itself.
+    if x.device.type != "cuda" or torch.compiler.is_compiling():
+        return nullcontext()
+    return torch.cuda.device(x.device)
