@@ -58,18 +58,25 @@ class Case:
 
 @dataclass(frozen=True)
 class Error:
-    """The largest error of one result, beside PyTorch's own."""
+    """The largest error of one result, beside PyTorch's own, and the largest true value."""
 
     result: str
     error: float
     torch_error: float
     allowed: float
+    scale: float
     note: str = ""
 
     @property
     def ok(self) -> bool:
         """Whether the rule holds; a NaN error does not pass."""
         return not self.note and self.error <= self.allowed
+
+    @property
+    def relative(self) -> tuple[float, float]:
+        """Error and PyTorch's error as shares of the scale."""
+        scale = self.scale or 1.0
+        return self.error / scale, self.torch_error / scale
 
 
 def normal(generator: torch.Generator, *shape: int, mean: float = 0.5, std: float = 2.0) -> Tensor:
@@ -114,6 +121,13 @@ def prepare(case: Case, dtype: torch.dtype, device: str | torch.device, seed: in
     return tensors
 
 
+def seeded(function: Callable[..., Any], *args: Any) -> Any:
+    """Call with torch's generators at a fixed seed, and leave them as they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return function(*args)
+
+
 def run(
     case: Case,
     op: Callable[..., Any],
@@ -130,7 +144,7 @@ def run(
         leaves[name] = leaves[name].clone()
     for name in case.grad:
         leaves[name].requires_grad_()
-    outputs = case.call(op, leaves)
+    outputs = seeded(case.call, op, leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     if grad_outputs is None:
         generator = torch.Generator().manual_seed(1)
@@ -165,22 +179,23 @@ def judge(name: str, got: Tensor, own: Tensor, truth: Tensor, exact: bool = Fals
     ):
         if given != expected:
             note = f"{what} {given}, PyTorch gives {expected}"
-            return Error(name, nan, nan, nan, note)
+            return Error(name, nan, nan, nan, nan, note)
     if not name.startswith("grad_"):
         same = (torch.isnan(got) == torch.isnan(own)) & (torch.isinf(got) == torch.isinf(own))
         if not same.all():
             note = f"{int((~same).sum())} NaN or Inf stand where PyTorch has none, or the reverse"
-            return Error(name, nan, nan, nan, note)
+            return Error(name, nan, nan, nan, nan, note)
     truth = truth.to(got.device)
     finite = torch.isfinite(own) & torch.isfinite(truth)
     if not finite.any():
-        return Error(name, 0.0, 0.0, 0.0)
+        return Error(name, 0.0, 0.0, 0.0, 0.0)
     reference = truth[finite]
     error = float((got[finite].double() - reference).abs().max())
     torch_error = float((own[finite].double() - reference).abs().max())
-    ulp = torch.finfo(own.dtype).eps * float(reference.abs().max())
+    scale = float(reference.abs().max())
+    ulp = torch.finfo(own.dtype).eps * scale
     allowed = 0.0 if exact else ERROR_FACTOR * torch_error + ulp
-    return Error(name, error, torch_error, allowed)
+    return Error(name, error, torch_error, allowed, scale)
 
 
 def dense_strides(x: Tensor) -> tuple[int, ...]:

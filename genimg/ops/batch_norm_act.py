@@ -61,7 +61,9 @@ def batch_norm_act(
             "batch_norm_act: expected running_mean and running_var, since training=False, "
             "but got None"
         )
-    if isinstance(x, Tensor) and x.dim() < 2:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"batch_norm_act: expected x to be a Tensor, but got {type(x).__name__}")
+    if x.dim() < 2:
         raise ValueError(
             f"batch_norm_act: expected x of shape [N, C, ...], but got {tuple(x.shape)}"
         )

@@ -51,7 +51,9 @@ def conv_stack(
     """
     if not blocks:
         raise ValueError("conv_stack: expected at least one block, but got none")
-    channels = x.shape[-3] if isinstance(x, Tensor) and x.dim() > 2 else None
+    if not isinstance(x, Tensor):
+        raise TypeError(f"conv_stack: expected x to be a Tensor, but got {type(x).__name__}")
+    channels = x.shape[-3] if x.dim() > 2 else None
     for i, block in enumerate(blocks):
         if not isinstance(block, ConvBlock):
             raise TypeError(
@@ -65,6 +67,8 @@ def conv_stack(
 def _check_block(name: str, x: Tensor, channels: int | None, block: ConvBlock) -> int:
     """Check a block against what enters it; returns the channels that leave it."""
     up = block.direction is Direction.UP
+    if block.norm is not None and x.dim() != 4:
+        raise ValueError(f"{name}: expected 4D input (got {x.dim()}D input) before a batch norm")
     check_together(name, input=x, weight=block.weight, bias=block.bias)
     check_channels(name, channels, block.weight, block.bias, block.groups, up)
     if not up and block.output_padding not in (0, (0, 0)):

@@ -50,6 +50,11 @@ def reparam_kl(
 
     Source: Kingma, Welling, "Auto-encoding variational Bayes", 2014, section 2.4 and appendix B.
     """
+    for name, given in (("mu", mu), ("logvar", logvar)):
+        if not isinstance(given, Tensor):
+            raise TypeError(
+                f"reparam_kl: expected {name} to be a Tensor, but got {type(given).__name__}"
+            )
     check_together("reparam_kl", mu=mu, logvar=logvar)
     if mu.shape != logvar.shape:
         raise RuntimeError(

@@ -121,8 +121,8 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[s
     raise CheckpointError("; ".join(map(str, errors)))
 
 
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    sha = hashlib.sha256()
+def _digest(name: str, config: Any, tensors: dict[str, torch.Tensor]) -> str:
+    sha = hashlib.sha256(json.dumps([name, config], sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
@@ -149,7 +149,8 @@ def save_model(path: Path, model: nn.Module) -> None:
 
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     name = next(k for k, cls in _classes().items() if type(model) is cls)
-    about = {"model": name, "config": model.config, "sha256": _digest(tensors)}
+    digest = _digest(name, model.config, tensors)
+    about = {"model": name, "config": model.config, "sha256": digest}
     metadata = {_KEY: json.dumps(about, sort_keys=True)}
     write_whole(path, safetensors.torch.save(tensors, metadata))
 
@@ -172,18 +173,19 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> nn.Module:
         length = int.from_bytes(content[:8], "little")
         tensors = safetensors.torch.load(content)
         about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
+        name, config, digest = about["model"], about["config"], about["sha256"]
     except OSError as error:
         raise CheckpointError(f"cannot read {printable(path)}: {reason(error)}") from error
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{printable(path)} is damaged, or no safetensors file: {reason(error)}"
         ) from error
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{printable(path)} was not written by genimg") from error
-    if about["sha256"] != _digest(tensors):
-        raise CheckpointError(f"{printable(path)} is damaged: its tensors have another SHA-256")
+    if digest != _digest(name, config, tensors):
+        raise CheckpointError(f"{printable(path)} is damaged: its content has another SHA-256")
     try:
-        model = _classes()[about["model"]](**about["config"])
+        model = _classes()[name](**config)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(

@@ -33,3 +33,11 @@ class NonFiniteError(TrainError):
     """A loss or a weight that is NaN or infinite. The run is over; nothing was given wrong."""
 
     exit_code = 1
+
+
+class InterruptedRunError(TrainError):
+    """A run that a signal stopped, after it had written a checkpoint."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal  # as a shell reports it

@@ -57,7 +57,7 @@ def create(out: Path, name: str) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as JSON that a person can read."""
-    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 class StatsLog:

@@ -1,0 +1,215 @@
+"""What is timed against what: used by ``genimg bench``, the demo, and ``benchmarks/``.
+
+A provider is a way to run a case: genimg (what auto takes, or one backend by name), PyTorch as a
+user would write it (eager), the same in channels_last, and both through ``torch.compile``. Timing
+interleaves the providers, so that a machine's slow spell falls on all of them, and takes medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genimg.backends import OPS, Op
+from genimg.check import taken, worst
+from genimg.testing import Case, Error, Tensors, compare, prepare
+
+def eager_function(op: Op) -> Callable[..., Any]:
+    """The op as a PyTorch user would write it: the reference, but for reparam_kl's noise."""
+    return eager_reparam_kl if op.name == "reparam_kl" else op.reference
+
+
+def eager_reparam_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    sample: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The textbook's lines, with torch's own noise."""
+    kl = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).flatten(1).sum(1)
+    if not sample:
+        return mu, kl
+    eps = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
+    return mu + torch.exp(0.5 * logvar) * eps, kl
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median milliseconds of a case, by provider, and the error of genimg's result."""
+
+    op: str
+    case: str
+    backend: str
+    milliseconds: dict[str, float]
+    error: Error
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster genimg is than the best of the others."""
+        others = [ms for name, ms in self.milliseconds.items() if name != "genimg"]
+        return min(others) / self.milliseconds["genimg"]
+
+
+def _to_channels_last(tensors: Tensors) -> Tensors:
+    return {
+        name: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        for name, x in tensors.items()
+    }
+
+
+def step(
+    case: Case, function: Callable[..., Any], tensors: Tensors, backward: bool = True
+) -> Callable[[], Any]:
+    """A closure that runs a case once, forward or forward and backward."""
+    leaves = {name: x.detach() for name, x in tensors.items()}
+    if not backward:
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return case.call(function, leaves)
+
+        return forward
+    for name in case.grad:
+        leaves[name].requires_grad_()
+    wanted = [leaves[name] for name in case.grad]
+    outputs = case.call(function, leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    grad_outputs = [torch.rand_like(y) for y in outputs]
+
+    def forward_backward() -> Any:
+        outputs = case.call(function, leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return torch.autograd.grad(outputs, wanted, grad_outputs)
+
+    return forward_backward
+
+
+PROVIDERS = ("genimg", "eager", "eager_channels_last", "compile", "compile_channels_last")
+
+
+def make_step(
+    op: Op,
+    case: Case,
+    provider: str,
+    dtype: torch.dtype,
+    device: str,
+    backward: bool = True,
+) -> Callable[[], Any]:
+    """The closure to time for a provider: one of :data:`PROVIDERS` or a backend's name."""
+    tensors = prepare(case, dtype, device)
+    eager = eager_function(op)
+    if provider.endswith("channels_last"):
+        tensors = _to_channels_last(tensors)
+    if provider == "genimg":
+        function = op.function
+    elif provider.startswith("eager"):
+        function = eager
+    elif provider.startswith("compile"):
+        function = torch.compile(eager)
+    else:
+        function = partial(op.function, backend=provider)
+    return step(case, function, tensors, backward)
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device, where it works by itself."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def interleaved_medians(
+    steps: dict[str, Callable[[], Any]], device: str, seconds: float
+) -> dict[str, float]:
+    """Median milliseconds of each step over rounds that run every step in turn.
+
+    At least five rounds, then as many as fit in ``seconds``.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    for run in steps.values():  # warm: allocator, caches, compilation
+        run()
+        run()
+    deadline = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < 5 or time.perf_counter() < deadline:
+        for name, run in steps.items():
+            synchronize(device)
+            start = time.perf_counter()
+            run()
+            synchronize(device)
+            samples[name].append(time.perf_counter() - start)
+        rounds += 1
+    return {name: statistics.median(times) * 1e3 for name, times in samples.items()}
+
+
+def measure(
+    op: Op,
+    case: Case,
+    providers: Iterable[str] = ("genimg", "eager"),
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    backward: bool = True,
+    seconds: float = 1.0,
+) -> Timing:
+    """Check a case, then time it.
+
+    Raises:
+        ArithmeticError: genimg's result breaks the tolerance rule: a wrong result has no speed.
+    """
+    backend = taken(op, case, dtype, device)
+    error = worst(compare(case, op.function, op.reference, backend, dtype, device))
+    if not error.ok:
+        raise ArithmeticError(
+            f"{op.name} {case.name} on {backend}: {error.result} is off by {error.error:.1e}, "
+            f"{error.allowed:.1e} is allowed. {error.note}"
+        )
+    steps = {
+        provider: make_step(op, case, provider, dtype, device, backward) for provider in providers
+    }
+    milliseconds = interleaved_medians(steps, device, seconds)
+    return Timing(op.name, case.name, backend, milliseconds, error)
+
+
+def timed_cases(ops: Iterable[str] | None = None) -> list[tuple[Op, Case]]:
+    """The cases worth timing.
+
+    Raises:
+        ValueError: an unknown op.
+    """
+    names = list(OPS) if ops is None else list(ops)
+    unknown = [name for name in names if name not in OPS]
+    if unknown:
+        raise ValueError(f"unknown op {unknown[0]!r}; there are {', '.join(OPS)}")
+    return [(OPS[name], case) for name in names for case in OPS[name].cases if case.speed]
+
+
+def render(timings: Iterable[Timing]) -> str:
+    """Op, case, backend taken, times, how many times faster, relative error beside PyTorch's."""
+    lines = [
+        f"{'op':<17}{'case':<21}{'backend':<11}{'genimg':>10}{'PyTorch':>12}{'faster':>9}"
+        f"{'error':>10}{'PyTorch':>10}"
+    ]
+    for timing in timings:
+        others = {n: ms for n, ms in timing.milliseconds.items() if n != "genimg"}
+        best = min(others, key=lambda name: others[name])
+        error, torch_error = timing.error.relative
+        lines.append(
+            f"{timing.op:<17}{timing.case:<21}{timing.backend:<11}"
+            f"{timing.milliseconds['genimg']:>7.2f} ms{others[best]:>9.2f} ms"
+            f"{timing.ratio:>8.2f}x{error:>10.1e}{torch_error:>10.1e}"
+        )
+    return "\n".join(lines)
+
+
+def demo_table() -> str:
+    """The demo's table: every timed case, forward and backward, against eager PyTorch."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = [measure(op, case, device=device, seconds=0.5) for op, case in timed_cases()]
+    return render(rows)

@@ -1,0 +1,131 @@
+"""What every op promises, as assertions; ``tests/ops`` applies them to each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from genimg.backends import BACKENDS, OPS, BackendError
+from genimg.check import devices
+from genimg.testing import Case, compare, prepare, run, seeded
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def case_of(op: str, name: str) -> Case:
+    return next(case for case in OPS[op].cases if case.name == name)
+
+
+def small_cases(op: str) -> list[Any]:
+    """The cases of an op that are not for timing, as pytest parameters with their names."""
+    return [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else [])
+        for case in OPS[op].cases
+        if not case.speed
+    ]
+
+
+def assert_case(op: str, case: Case, dtype: torch.dtype) -> None:
+    """Every backend of this machine that serves the case keeps the tolerance rule; one must."""
+    entry = OPS[op]
+    served = []
+    for device in devices():
+        for backend in BACKENDS:
+            try:
+                errors = compare(case, entry.function, entry.reference, backend, dtype, device)
+            except BackendError:
+                continue
+            served.append(backend)
+            bad = [error for error in errors if not error.ok]
+            assert not bad, f"{backend} on {device}: {bad}"
+    assert "reference" in served
+
+
+def tensors_and_function(
+    op: str, case: Case, dtype: torch.dtype, backend: str | None = None
+) -> tuple[tuple[Tensor, ...], Callable[..., Any]]:
+    """The case as a function of the tensors that are differentiated, for gradcheck and friends."""
+    tensors = prepare(case, dtype, "cpu")
+    leaves = tuple(tensors[name].detach().requires_grad_() for name in case.grad)
+    entry = OPS[op]
+
+    def function(*differentiated: Tensor) -> Any:
+        values = {name: x.clone() for name, x in tensors.items() if name in case.state}
+        given = {**tensors, **values, **dict(zip(case.grad, differentiated, strict=True))}
+        return seeded(case.call, partial(entry.function, backend=backend), given)
+
+    return leaves, function
+
+
+def assert_derivatives(op: str, case: Case) -> None:
+    """First and second derivatives against finite differences, in float64."""
+    leaves, function = tensors_and_function(op, case, torch.float64)
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+def second_derivatives(op: str, case: Case, backend: str) -> list[Tensor | None]:
+    """Gradients of a penalty on the gradient: what WGAN-GP and R1 take, in float32."""
+    leaves, function = tensors_and_function(op, case, torch.float32, backend)
+    outputs = function(*leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    grad_outputs = [torch.full_like(y, 0.7).requires_grad_() for y in outputs]
+    grads = torch.autograd.grad(outputs, leaves, grad_outputs, create_graph=True)
+    penalty = sum(g.square().sum() for g in grads)
+    return list(torch.autograd.grad(penalty, [*leaves, *grad_outputs], allow_unused=True))
+
+
+def assert_compiles(op: str, case: Case, backend: str | None = None) -> None:
+    """One graph, forward and backward, and eager's results."""
+    torch._dynamo.reset()
+    tensors = prepare(case, torch.float32, "cpu")
+    entry = OPS[op]
+    function = partial(entry.function, backend=backend)
+    expected, grad_outputs = run(case, function, tensors)
+    compiled = torch.compile(
+        lambda given: case.call(function, given), fullgraph=True, backend="aot_eager"
+    )
+    got, _ = run(
+        Case(
+            case.name,
+            case.why,
+            case.tensors,
+            lambda _, given: compiled(given),
+            case.grad,
+            case.state,
+        ),
+        function,
+        tensors,
+        grad_outputs,
+    )
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+class _AsModule(torch.nn.Module):
+    def __init__(self, call: Callable[..., Any], names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.call = call
+        self.names = names
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.call(dict(zip(self.names, tensors, strict=True)))
+
+
+def assert_exports(op: str, case: Case, backend: str | None = None) -> None:
+    """``torch.export`` takes the op, and what it makes computes the same."""
+    tensors = prepare(case, torch.float32, "cpu")
+    function = partial(OPS[op].function, backend=backend)
+    module = _AsModule(lambda given: case.call(function, given), tuple(tensors))
+
+    def copies() -> tuple[Tensor, ...]:
+        return tuple(x.clone(memory_format=torch.preserve_format) for x in tensors.values())
+
+    with torch.no_grad():
+        exported = torch.export.export(module, copies()).module()
+        torch.testing.assert_close(seeded(exported, *copies()), seeded(module, *copies()))

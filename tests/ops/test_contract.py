@@ -1,0 +1,193 @@
+"""What every op promises alike; what is an op's own stands in its own file."""
+
+from functools import partial
+
+import pytest
+import torch
+from contract import (
+    assert_compiles,
+    assert_derivatives,
+    assert_exports,
+    case_of,
+    tensors_and_function,
+)
+
+import genimg
+from genimg.backends import OPS
+from genimg.testing import prepare, run
+
+# One case of each op that has neither randomness outside it nor a state that is an edge by itself.
+TYPICAL = {
+    "batch_norm_act": "primes",
+    "conv2d": "k4s2p1_primes",
+    "conv_stack": "generator",
+    "conv_transpose2d": "k4s2p1_primes",
+    "leaky_relu": "primes",
+    "reparam_kl": "primes",
+}
+SMALL = {
+    "batch_norm_act": "two_values",
+    "conv2d": "one_pixel",
+    "conv_stack": "one_block",
+    "conv_transpose2d": "one_pixel",
+    "leaky_relu": "slope_negative",
+    "reparam_kl": "one_element",
+}
+
+
+def test_every_op_is_here():
+    assert set(TYPICAL) == set(SMALL) == set(OPS)
+
+
+@pytest.mark.parametrize("op", TYPICAL)
+def test_double_backward(op):
+    assert_derivatives(op, case_of(op, SMALL[op]))
+
+
+@pytest.mark.parametrize("op", TYPICAL)
+def test_compile(op):
+    assert_compiles(op, case_of(op, TYPICAL[op]))
+
+
+@pytest.mark.parametrize("op", TYPICAL)
+def test_export(op):
+    assert_exports(op, case_of(op, TYPICAL[op]))
+
+
+@pytest.mark.parametrize("op", TYPICAL)
+def test_reads_its_inputs_only(op):
+    case = case_of(op, TYPICAL[op])
+    tensors = prepare(case, torch.float32, "cpu")
+    before = {name: x.clone() for name, x in tensors.items()}
+    versions = {name: x._version for name, x in tensors.items()}
+    run(case, OPS[op].function, tensors)  # works on copies of what the case lists as written
+    for name, x in tensors.items():
+        assert torch.equal(x, before[name]), name
+        assert x._version == versions[name], name
+
+
+@pytest.mark.parametrize("op", TYPICAL)
+def test_without_grad(op):
+    case = case_of(op, TYPICAL[op])
+    _, function = tensors_and_function(op, case, torch.float32)
+    leaves, _ = tensors_and_function(op, case, torch.float32)
+    expected = function(*leaves)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            got = function(*leaves)
+        torch.testing.assert_close(got, expected)
+        for y in got if isinstance(got, tuple) else (got,):
+            assert not y.requires_grad
+
+
+@pytest.mark.parametrize("op", TYPICAL)
+def test_each_input_alone(op):
+    """Only what asks for a gradient gets one."""
+    case = case_of(op, TYPICAL[op])
+    leaves, function = tensors_and_function(op, case, torch.float32)
+    outputs = function(*leaves)
+    y = outputs[0] if isinstance(outputs, tuple) else outputs
+    every = torch.autograd.grad(y.square().sum(), leaves, allow_unused=True)
+    for i, expected in enumerate(every):
+        alone = tuple(x.detach().requires_grad_(i == j) for j, x in enumerate(leaves))
+        outputs = function(*alone)
+        y = outputs[0] if isinstance(outputs, tuple) else outputs
+        if expected is not None:
+            y.square().sum().backward()
+            torch.testing.assert_close(alone[i].grad, expected)
+        assert all(x.grad is None for j, x in enumerate(alone) if j != i)
+
+
+@pytest.mark.parametrize("op", TYPICAL)
+def test_checkpoint(op):
+    """Recomputed in backward, to the bit; reparam_kl's noise, drawn by a seed, included."""
+    case = case_of(op, TYPICAL[op])
+    leaves, function = tensors_and_function(op, case, torch.float32)
+
+    def loss(*args):
+        outputs = function(*args)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return sum(y.square().sum() for y in outputs)
+
+    expected = torch.autograd.grad(loss(*leaves), leaves)
+    for reentrant in (False, True):
+        y = torch.utils.checkpoint.checkpoint(loss, *leaves, use_reentrant=reentrant)
+        y.backward()
+        for x, grad in zip(leaves, expected, strict=True):
+            assert torch.equal(x.grad, grad)
+            x.grad = None
+
+
+@pytest.mark.parametrize("op", TYPICAL)
+def test_two_runs_agree(op):
+    case = case_of(op, TYPICAL[op])
+    tensors = prepare(case, torch.float32, "cpu")
+    first, grad_outputs = run(case, OPS[op].function, tensors)
+    second, _ = run(case, OPS[op].function, tensors, grad_outputs)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("op", TYPICAL)
+def test_refuses_unknown_backend(op):
+    case = case_of(op, TYPICAL[op])
+    with pytest.raises(ValueError, match="unknown backend 'cudnn'.*reference"):
+        run(case, partial(OPS[op].function, backend="cudnn"), prepare(case, torch.float32, "cpu"))
+
+
+@pytest.mark.parametrize("op", TYPICAL)
+def test_named_backend_raises_its_reason(op):
+    case = case_of(op, TYPICAL[op])
+    with pytest.raises(genimg.BackendError, match=f"{op} cannot run as asked. cuda: .+"):
+        run(
+            case,
+            partial(OPS[op].function, backend="cuda"),
+            prepare(case, torch.float32, "cpu"),
+        )
+
+
+@pytest.mark.parametrize("op", TYPICAL)
+def test_explain_agrees_with_the_call(op):
+    case = case_of(op, TYPICAL[op])
+    tables = []
+
+    def explain(*args, **kwargs):
+        tables.append(genimg.explain(op, *args, **kwargs))
+        return OPS[op].function(*args, **kwargs)
+
+    case.call(explain, prepare(case, torch.float32, "cpu"))
+    (table,) = tables
+    assert table.taken in ("cpu", "reference")
+    assert [row.backend for row in table.rows] == ["cuda", "cpu", "triton", "reference"]
+    assert all(row.reason for row in table.rows)
+    assert f"{op}: {table.taken}" in str(table)
+
+
+@pytest.mark.parametrize("op", [name for name in TYPICAL if name != "leaky_relu"])
+def test_ops_without_kernels_say_so(op):
+    case = case_of(op, TYPICAL[op])
+    reasons = {}
+
+    def explain(*args, **kwargs):
+        table = genimg.explain(op, *args, **kwargs)
+        reasons.update({row.backend: row.reason for row in table.rows})
+        return OPS[op].reference(*args, **kwargs)
+
+    case.call(explain, prepare(case, torch.float32, "cpu"))
+    assert reasons["cpu"] == f"{op} has no cpu kernel"
+
+
+@pytest.mark.parametrize("op", TYPICAL)
+def test_func_transforms(op):
+    """torch.func.grad and vjp give what autograd gives; nothing is silently zero."""
+    case = case_of(op, TYPICAL[op])
+    leaves, function = tensors_and_function(op, case, torch.float64)
+
+    def loss(x):
+        outputs = function(x, *(leaf.detach() for leaf in leaves[1:]))
+        return (outputs[0] if isinstance(outputs, tuple) else outputs).square().sum()
+
+    (expected,) = torch.autograd.grad(loss(leaves[0]), leaves[:1])
+    torch.testing.assert_close(torch.func.grad(loss)(leaves[0].detach()), expected)
+    _, tangent = torch.func.jvp(loss, (leaves[0].detach(),), (torch.ones_like(leaves[0]),))
+    torch.testing.assert_close(tangent, expected.sum())

@@ -1,0 +1,66 @@
+"""Transposed convolution."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from contract import FLOATS, assert_case, small_cases
+
+import genimg
+
+conv_transpose2d = genimg.ops.conv_transpose2d
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("case", small_cases("conv_transpose2d"))
+def test_forward_backward(case, dtype):
+    assert_case("conv_transpose2d", case, dtype)
+
+
+def test_is_the_adjoint_of_conv2d():
+    """<conv(x), y> = <x, conv_transpose(y)>: the definition, exact on integers."""
+    x = torch.randint(-3, 4, (2, 3, 8, 10)).double()
+    weight = torch.randint(-3, 4, (5, 3, 4, 4)).double()
+    y = torch.randint(-3, 4, (2, 5, 4, 5)).double()
+    left = (genimg.ops.conv2d(x, weight, None, 2, 1) * y).sum()
+    assert left == (x * conv_transpose2d(y, weight, None, 2, 1)).sum()
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias", "groups", "message"),
+    [
+        ((2, 5, 4, 4), (3, 4, 4, 4), None, 1, "expects an input of 3 channels, but got 5"),
+        ((0, 5, 4, 4), (3, 4, 4, 4), None, 1, "expects an input of 3 channels, but got 5"),
+        ((2, 4, 4, 4), (4, 3, 4, 4), (3,), 2, r"bias of shape \(6,\), but got \(3,\)"),
+        ((2, 3, 4), (3, 4, 4), None, 1, "4-D weight"),
+        ((2, 3, 4, 4), (3, 4, 4, 4), None, -1, "groups of at least 1, but got -1"),
+    ],
+)
+def test_refuses_shapes(x, weight, bias, groups, message):
+    bias = None if bias is None else torch.randn(bias)
+    with pytest.raises(RuntimeError, match=message):
+        conv_transpose2d(torch.randn(x), torch.randn(weight), bias, groups=groups)
+
+
+def test_refuses_what_torch_answers_with_garbage():
+    """torch 2.13 on the CPU returns uninitialised memory for a weight on meta."""
+    x, weight = torch.randn(2, 3, 4, 4), torch.randn(3, 4, 4, 4)
+    with pytest.raises(RuntimeError, match="input is on cpu and weight on meta"):
+        conv_transpose2d(x, weight.to("meta"))
+    with pytest.raises(RuntimeError, match=r"input is torch.float32 and weight torch.bfloat16"):
+        conv_transpose2d(x, weight.bfloat16())
+
+
+def test_refuses_output_padding_as_torch():
+    x, weight = torch.randn(2, 3, 4, 4), torch.randn(3, 4, 4, 4)
+    with pytest.raises(RuntimeError, match="output padding"):
+        F.conv_transpose2d(x, weight, None, 2, 1, 2)
+    with pytest.raises(RuntimeError, match="output padding"):
+        conv_transpose2d(x, weight, None, 2, 1, 2)
+
+
+def test_autocast():
+    x, weight, bias = torch.randn(2, 3, 4, 4), torch.randn(3, 4, 4, 4), torch.randn(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv_transpose2d(x, weight, bias, 2, 1)
+        assert torch.equal(y, F.conv_transpose2d(x, weight, bias, 2, 1))
+    assert y.dtype == torch.bfloat16

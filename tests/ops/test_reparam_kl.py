@@ -1,0 +1,191 @@
+"""Reparameterisation and KL divergence."""
+
+import math
+
+import pytest
+import torch
+from contract import FLOATS, assert_case, small_cases
+
+import genimg
+from genimg.reference.reparam_kl import draw_seed, philox_4x32_10, philox_normal
+
+reparam_kl = genimg.ops.reparam_kl
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("case", small_cases("reparam_kl"))
+def test_forward_backward(case, dtype):
+    assert_case("reparam_kl", case, dtype)
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (
+            (0xFFFFFFFF,) * 4,
+            (0xFFFFFFFF,) * 2,
+            (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+        ),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+    ids=["zeros", "ones", "pi"],
+)
+def test_philox_known_answers(counter, key, expected):
+    """The known answers that Random123 publishes for philox4x32-10."""
+    words = philox_4x32_10(tuple(map(torch.tensor, counter)), tuple(map(torch.tensor, key)))
+    assert tuple(int(word) for word in words) == expected
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**62 + 1])
+def test_noise_is_normal(seed):
+    """Moments, tails, Kolmogorov-Smirnov and correlation of 2^18 values, at fixed seeds."""
+    n = 2**18
+    eps = philox_normal(n, torch.tensor([seed, 3]), torch.float64)
+    root = math.sqrt(n)
+    assert abs(eps.mean()) * root < 4.5
+    assert abs(eps.var() - 1) * root / math.sqrt(2) < 4.5
+    assert abs((eps**3).mean()) * root / math.sqrt(15) < 4.5
+    assert abs((eps**4).mean() - 3) * root / math.sqrt(96) < 4.5
+    cumulated = torch.special.ndtr(eps.sort().values)
+    steps = torch.arange(1, n + 1) / n
+    assert (cumulated - steps).abs().max() * root < 1.95
+    for lag in (1, 2, 3, 4, 8, 1024):
+        assert abs((eps[lag:] * eps[:-lag]).mean()) * root < 5
+    beyond = (eps.abs() > 4).sum()
+    expected = n * math.erfc(4 / math.sqrt(2))
+    assert abs(beyond - expected) < 5 * math.sqrt(expected)
+
+
+def test_noise_does_not_depend_on_how_many():
+    seed = torch.tensor([12, 34])
+    assert torch.equal(
+        philox_normal(1001, seed, torch.float32)[:10], philox_normal(10, seed, torch.float32)
+    )
+
+
+def test_largest_and_smallest_word():
+    """Both ends of the uniform give finite values: no log(0), and nothing beyond 6.77."""
+    u = torch.tensor([0, 2**32 - 1]).to(torch.float32) * 2.0**-32 + 2.0**-33
+    radius = torch.sqrt(-2 * torch.log(u))
+    assert radius[1] == 0
+    assert 6.7 < radius[0] < 6.77
+
+
+def test_seed_reproduces_and_advances():
+    mu, logvar = torch.zeros(4, 8), torch.zeros(4, 8)
+    torch.manual_seed(5)
+    first, _ = reparam_kl(mu, logvar)
+    second, _ = reparam_kl(mu, logvar)
+    torch.manual_seed(5)
+    again, _ = reparam_kl(mu, logvar)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+def test_generator_is_used_and_the_default_untouched():
+    mu, logvar = torch.zeros(4, 8), torch.zeros(4, 8)
+    state = torch.get_rng_state()
+    one, _ = reparam_kl(mu, logvar, generator=torch.Generator().manual_seed(3))
+    two, _ = reparam_kl(mu, logvar, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(one, two)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_mean_only_draws_nothing():
+    mu = torch.randn(3, 4)
+    state = torch.get_rng_state()
+    z, _ = reparam_kl(mu, torch.zeros(3, 4), sample=False)
+    assert torch.equal(z, mu)
+    assert z.data_ptr() != mu.data_ptr()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_seeds_cover_both_signs():
+    seeds = torch.stack([draw_seed(torch.device("cpu")) for _ in range(64)])
+    assert (seeds < 0).any()
+    assert (seeds > 0).any()
+    assert seeds.unique().numel() == seeds.numel()
+
+
+def test_kl_is_torch_distributions():
+    mu, logvar = torch.randn(5, 7).double(), torch.randn(5, 7).double()
+    normal = torch.distributions.Normal(mu, torch.exp(0.5 * logvar))
+    standard = torch.distributions.Normal(torch.zeros(()).double(), torch.ones(()).double())
+    expected = torch.distributions.kl_divergence(normal, standard).sum(1)
+    torch.testing.assert_close(reparam_kl(mu, logvar)[1], expected)
+
+
+def test_tiny_logvar_does_not_cancel():
+    """The textbook's 1 + lv - exp(lv) is 5 % off here, and below 0 elsewhere."""
+    logvar = torch.full((1, 1), 1e-3)
+    kl = reparam_kl(torch.zeros(1, 1), logvar)[1]
+    lv = logvar.double()
+    torch.testing.assert_close(kl.double(), (0.5 * (torch.expm1(lv) - lv)).sum(1), rtol=2e-4, atol=0)
+
+
+def test_gradients_as_documented():
+    mu, logvar = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    generator = torch.Generator().manual_seed(2)
+    z, kl = reparam_kl(mu, logvar, generator=generator)
+    grad_z, grad_kl = torch.randn(3, 5).double(), torch.randn(3).double()
+    dmu, dlogvar = torch.autograd.grad((z, kl), (mu, logvar), (grad_z, grad_kl))
+    g = grad_kl[:, None]
+    std_eps = (z - mu).detach()
+    torch.testing.assert_close(dmu, grad_z + g * mu.detach())
+    torch.testing.assert_close(
+        dlogvar, 0.5 * grad_z * std_eps + 0.5 * g * torch.expm1(logvar.detach())
+    )
+
+
+def test_no_gradient_outside_the_clamp():
+    logvar = torch.tensor([[-31.0, -29.0, 19.0, 21.0]], requires_grad=True)
+    z, kl = reparam_kl(torch.zeros(1, 4), logvar)
+    (z.sum() + kl.sum()).backward()
+    assert (logvar.grad[0, [0, 3]] == 0).all()
+    assert (logvar.grad[0, [1, 2]] != 0).all()
+
+
+def test_half_dtypes_do_not_overflow():
+    """exp(11.1) and 256 squared are Inf in float16."""
+    mu = torch.full((2, 3), 300.0, dtype=torch.float16)
+    logvar = torch.full((2, 3), 12.0, dtype=torch.float16)
+    z, kl = reparam_kl(mu, logvar)
+    assert z.dtype == torch.float16
+    assert kl.dtype == torch.float32
+    assert torch.isfinite(z).all()
+    assert torch.isfinite(kl).all()
+
+
+@pytest.mark.parametrize(
+    ("mu", "logvar", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2, 4), r"shape of mu, \(2, 3\), but got \(2, 4\)"),
+        (torch.zeros(2, 3), torch.zeros(2, 3).double(), "mu is torch.float32 and logvar"),
+        (torch.zeros(2, 3), torch.zeros(2, 3, device="meta"), "mu is on cpu and logvar on meta"),
+        (torch.zeros(3), torch.zeros(3), r"\[N, ...\], but got \(3,\)"),
+        (torch.zeros(2, 3).int(), torch.zeros(2, 3).int(), "floating dtype, but got torch.int32"),
+    ],
+    ids=["shape", "dtype", "device", "rank", "integers"],
+)
+def test_refuses(mu, logvar, message):
+    with pytest.raises(RuntimeError, match=message):
+        reparam_kl(mu, logvar)
+
+
+def test_refuses_what_is_no_tensor():
+    with pytest.raises(TypeError, match="expected mu to be a Tensor, but got list"):
+        reparam_kl([0.0], torch.zeros(1, 1))
+
+
+def test_compiled_code_draws_the_same():
+    compiled = torch.compile(reparam_kl, fullgraph=True, backend="aot_eager")
+    mu, logvar = torch.zeros(4, 8), torch.zeros(4, 8)
+    torch.manual_seed(5)
+    expected = reparam_kl(mu, logvar)
+    torch.manual_seed(5)
+    torch.testing.assert_close(compiled(mu, logvar), expected)
