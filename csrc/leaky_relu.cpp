@@ -42,7 +42,7 @@ void bwd_range(at::TensorIterator& iter, Kernel kernel, float slope) {
 
 at::Tensor leaky_relu_fwd_cpu(const at::Tensor& x, double negative_slope) {
   const auto slope = static_cast<float>(negative_slope);
-  auto iter = at::TensorIteratorConfig().add_output(at::Tensor()).add_const_input(x).build();
+  auto iter = at::TensorIteratorConfig().add_owned_output(at::TensorBase()).add_const_input(x).build();
   switch (x.scalar_type()) {
     case at::kFloat:
       fwd_range<float>(iter, GENIMG_CPU_KERNEL(leaky_relu_fwd_f32), slope);
@@ -62,7 +62,7 @@ at::Tensor leaky_relu_bwd_cpu(const at::Tensor& grad_y, const at::Tensor& x,
   const auto slope = static_cast<float>(negative_slope);
   // x before grad_y: where their memory formats differ, the gradient takes x's.
   auto iter = at::TensorIteratorConfig()
-                  .add_output(at::Tensor())
+                  .add_owned_output(at::TensorBase())
                   .add_const_input(x)
                   .add_const_input(grad_y)
                   .build();
