@@ -7,12 +7,10 @@ layers and functions; ``genimg.explain(op, *tensors)`` says which backend serves
 from pathlib import Path
 
 from genimg import nn, ops, reference
-from genimg.backends import BackendError, configure_logging, explain, use_backend
+from genimg.backends import BackendError, explain, use_backend
 from genimg.nn import convert, restore
 
 __version__ = (Path(__file__).parent / "VERSION").read_text(encoding="utf-8").strip()
-
-configure_logging()
 
 __all__ = [
     "BackendError",

@@ -31,7 +31,7 @@ BACKENDS = ("cuda", "cpu", "triton", "reference")
 REFERENCE = "reference"
 
 _log = logging.getLogger("genimg")
-_logged: set[tuple[str, str, str]] = set()
+_logged: set[tuple[str, str, str]] = set()  # each refusal is told once
 
 # Process-wide, like torch.backends' flags: torch.compile guards on a module global, and cannot
 # guard on a ContextVar or a threading.local.
@@ -50,11 +50,13 @@ def _no_reason(*args: Any) -> str | None:
 class Impl:
     """One kernel of an op.
 
-    ``why_not`` and ``why_slower`` take the op's arguments, without ``backend``, in the order of its
-    signature. ``fwd`` and ``bwd`` are what the op's ``autograd.Function`` calls.
+    ``devices`` are the types of device whose tensors it takes. ``why_not`` and ``why_slower`` take
+    the op's arguments, without ``backend``, in the order of its signature. ``fwd`` and ``bwd`` are
+    what the op's ``autograd.Function`` calls.
     """
 
     backend: str
+    devices: tuple[str, ...]
     fwd: Callable[..., Any]
     bwd: Callable[..., Any]
     why_not: Callable[..., str | None]
@@ -83,6 +85,10 @@ class Op:
         impl = self.by_backend.get(backend)
         if impl is None:
             return f"{self.name} has no {backend} kernel"
+        device = args[0].device
+        if device.type not in impl.devices:
+            served = " or ".join(impl.devices)
+            return f"the tensor is on {device}, this kernel serves {served} tensors"
         return impl.why_not(*args)
 
 
@@ -112,11 +118,16 @@ def choose(op: Op, backend: str | None, *args: Any) -> str:
     if spec is None or spec == "auto":
         # What is not a tensor is PyTorch's to refuse, in PyTorch's words.
         if isinstance(args[0], Tensor):
+            device = args[0].device.type
             for impl in op.impls:
-                reason = impl.why_not(*args) or impl.why_slower(*args)
+                if device not in impl.devices:
+                    continue
+                # The cheaper question first: this stands before every call of the op.
+                reason = impl.why_slower(*args) or impl.why_not(*args)
                 if reason is None:
                     return impl.backend
-                _log_refusal(op.name, impl.backend, reason)
+                if _log_refusals:
+                    _log_refusal(op.name, impl.backend, reason)
         return REFERENCE
     reasons = []
     for name in _names(spec):
@@ -128,21 +139,24 @@ def choose(op: Op, backend: str | None, *args: Any) -> str:
 
 
 def _log_refusal(op: str, backend: str, reason: str) -> None:
-    if torch.compiler.is_compiling() or not _log.isEnabledFor(logging.INFO):
-        return
-    if (op, backend, reason) not in _logged:
+    if not torch.compiler.is_compiling() and (op, backend, reason) not in _logged:
         _logged.add((op, backend, reason))
         _log.info("%s: not on %s: %s", op, backend, reason)
 
 
-def configure_logging(level: str | None = os.environ.get("GENIMG_LOG")) -> None:
-    """Print, once each, why a kernel was passed over, if ``GENIMG_LOG`` is ``info`` or ``debug``."""
-    if level and level.lower() in ("info", "debug") and not _log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("[genimg] %(message)s"))
-        _log.addHandler(handler)
-        _log.setLevel(level.upper())
-        _log.propagate = False
+def _configure_logging() -> bool:
+    """Print refusals to stderr, if ``GENIMG_LOG=1``."""
+    if os.environ.get("GENIMG_LOG", "") in ("", "0"):
+        return False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("[genimg] %(message)s"))
+    _log.addHandler(handler)
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
+    return True
+
+
+_log_refusals = _configure_logging()
 
 
 @contextmanager
@@ -194,13 +208,6 @@ def recompute_grads(
             )
         )
     return tuple(next(found) if needed else None for needed in needs_grad)
-
-
-def refuse_device(x: Tensor, device_type: str) -> str | None:
-    """Refuse a tensor that lives elsewhere."""
-    if x.device.type == device_type:
-        return None
-    return f"the tensor is on {x.device}, this kernel serves {device_type} tensors"
 
 
 def refuse_dtype(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:

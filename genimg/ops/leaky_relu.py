@@ -14,7 +14,6 @@ from genimg.backends import (
     Op,
     choose,
     recompute_grads,
-    refuse_device,
     refuse_dtype,
     refuse_transforms,
 )
@@ -112,7 +111,6 @@ def _refuse_inplace(inplace: bool) -> str | None:
 def _why_not_cuda(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
     return (
         _native.why_not_cuda()
-        or refuse_device(x, "cuda")
         or refuse_dtype(x, _HALF_AND_SINGLE)
         or _refuse_inplace(inplace)
         or refuse_transforms()
@@ -122,7 +120,6 @@ def _why_not_cuda(x: Tensor, negative_slope: float, inplace: bool) -> str | None
 def _why_not_cpu(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
     return (
         _native.why_not()
-        or refuse_device(x, "cpu")
         or refuse_dtype(x, (torch.float32, torch.bfloat16))
         or _refuse_inplace(inplace)
         or refuse_transforms()
@@ -136,6 +133,16 @@ def _why_not_triton(x: Tensor, negative_slope: float, inplace: bool) -> str | No
         or _refuse_inplace(inplace)
         or refuse_transforms()
     )
+
+
+def _why_slower(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
+    """Nothing is to be fused here, so nothing is to be won; benchmarks/README.md has the times."""
+    if x.device.type == "cpu":
+        return (
+            "PyTorch's kernel makes the same one pass at a lower cost a call (measured: this one has "
+            "0.6x of its speed at 4,096 elements, 0.9x at 4 million)"
+        )
+    return "PyTorch's kernel makes the same one pass, and this one was not yet measured to be faster"
 
 
 def _triton_fwd(x: Tensor, negative_slope: float) -> Tensor:
@@ -156,8 +163,15 @@ LEAKY_RELU = Op(
     reference.leaky_relu,
     CASES,
     impls=(
-        Impl("cuda", _cpp_fwd, _cpp_bwd, _why_not_cuda),
-        Impl("cpu", _cpp_fwd, _cpp_bwd, _why_not_cpu),
-        Impl("triton", _triton_fwd, _triton_bwd, _why_not_triton, triton_runtime.why_slower),
+        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, _why_slower),
+        Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower),
+        Impl(
+            "triton",
+            triton_runtime.DEVICES,
+            _triton_fwd,
+            _triton_bwd,
+            _why_not_triton,
+            _why_slower,
+        ),
     ),
 )

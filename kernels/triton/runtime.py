@@ -29,23 +29,15 @@ MISSING: str | None = _find_triton()
 # Triton reads the variable when a kernel is defined, so it cannot change later either.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
+DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
+"""The types of device whose tensors Triton takes."""
+
 
 def why_not(x: Tensor) -> str | None:
     """Why Triton cannot run on ``x``, or None."""
-    if MISSING is not None:
-        return MISSING
-    if INTERPRETED:
-        if x.dtype == torch.bfloat16:
-            return "Triton's interpreter computes bfloat16 wrongly"
-        return None
-    if x.device.type == "cuda":
-        return None
-    return f"the tensor is on {x.device}, Triton serves cuda tensors"
-
-
-def why_slower(*args: object) -> str | None:
-    """Why auto passes Triton over, or None."""
-    return "Triton's interpreter is for tests only" if INTERPRETED else None
+    if MISSING is None and INTERPRETED and x.dtype == torch.bfloat16:
+        return "Triton's interpreter computes bfloat16 wrongly"
+    return MISSING
 
 
 def in_order_of(like: Tensor, x: Tensor) -> Tensor:

@@ -157,7 +157,8 @@ def test_explain_agrees_with_the_call(op):
 
     case.call(explain, prepare(case, torch.float32, "cpu"))
     (table,) = tables
-    assert table.taken in ("cpu", "reference")
+    # leaky_relu's kernels only tie with PyTorch, and the other ops have none yet.
+    assert table.taken == "reference"
     assert [row.backend for row in table.rows] == ["cuda", "cpu", "triton", "reference"]
     assert all(row.reason for row in table.rows)
     assert f"{op}: {table.taken}" in str(table)
