@@ -50,9 +50,7 @@ def ratios(groups: dict[str, dict[str, dict[str, Any]]]) -> dict[str, tuple[floa
 
 def table(groups: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Markdown: medians in milliseconds, and the ratio to the best of PyTorch's modes."""
-    kernels = sorted(
-        {name for rows in groups.values() for name in rows} - {"genimg", *BASELINES}
-    )
+    kernels = sorted({name for rows in groups.values() for name in rows} - {"genimg", *BASELINES})
     columns = [*BASELINES, *kernels]
     lines = [
         f"| op, case, pass | taken | genimg ms | {' | '.join(columns)} | best PyTorch / genimg |",

@@ -21,6 +21,7 @@ from genimg.backends import OPS, Op
 from genimg.check import taken, worst
 from genimg.testing import Case, Error, Tensors, compare, prepare
 
+
 def eager_function(op: Op) -> Callable[..., Any]:
     """The op as a PyTorch user would write it: the reference, but for reparam_kl's noise."""
     return eager_reparam_kl if op.name == "reparam_kl" else op.reference

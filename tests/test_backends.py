@@ -84,7 +84,9 @@ def test_explain():
     assert table == genimg.explain(genimg.ops.leaky_relu, torch.randn(3), negative_slope=0.2)
     assert table.taken == "reference"
     assert "-> reference" in str(table)
-    named = genimg.explain("conv2d", torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 3, 3), backend="cpu")
+    named = genimg.explain(
+        "conv2d", torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 3, 3), backend="cpu"
+    )
     assert named.taken == "none"
     with pytest.raises(ValueError, match="no op 'conv9d'; there are batch_norm_act, conv2d"):
         genimg.explain("conv9d", X)

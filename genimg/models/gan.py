@@ -7,6 +7,8 @@ networks", 2016, section 3 and figure 1.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from genimg.models.presets import (
@@ -41,7 +43,7 @@ def dcgan_decoder(
         preset.norm(widths[0]),
         activation(preset.generator_slope),
     ]
-    for channels_in, channels_out in zip(widths[:-1], widths[1:], strict=True):
+    for channels_in, channels_out in pairwise(widths):
         blocks += preset.up(channels_in, channels_out)
     last = ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1)
     return ConvStack2d(*blocks, last, nn.Tanh())
@@ -167,7 +169,7 @@ class Discriminator(nn.Module):
         self.image_size = image_size
         self.channels = channels
         blocks = numbers.down(channels, widths[0], norm=False)
-        for channels_in, channels_out in zip(widths[:-1], widths[1:], strict=True):
+        for channels_in, channels_out in pairwise(widths):
             blocks += numbers.down(channels_in, channels_out)
         self.stack = ConvStack2d(*blocks, Conv2d(widths[-1], 1, image_size >> len(widths)))
         self.apply(numbers.initialise)

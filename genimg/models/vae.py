@@ -6,6 +6,7 @@ preset ``dcgan`` takes its two stacks from Radford et al., 2016 (see ``genimg.mo
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
         article = preset == "article"
         widths = [width, 2 * width] if article else dcgan_widths(image_size, width)[::-1]
         blocks = numbers.down(channels, widths[0], norm=article)
-        for channels_in, channels_out in zip(widths[:-1], widths[1:], strict=True):
+        for channels_in, channels_out in pairwise(widths):
             blocks += numbers.down(channels_in, channels_out)
         self.stack = ConvStack2d(*blocks)
         features = widths[-1] * (image_size >> len(widths)) ** 2
@@ -120,9 +121,9 @@ class Decoder(nn.Module):
       LeakyReLU, ConvT c, tanh.
     - ``dcgan`` (w = 64): the generator's stack.
 
-    What ``article`` resolves of its listing: it made 32x32 where the encoder read 64x64, so the size
-    is an argument on both sides; a relu stood in front of each LeakyReLU, of which the LeakyReLU is
-    kept.
+    What ``article`` resolves of its listing: it made 32x32 where the encoder read 64x64, so the
+    size is an argument on both sides; a relu stood in front of each LeakyReLU, of which the
+    LeakyReLU is kept.
 
     Args:
         preset, image_size, channels, width, latent_dim: as :class:`Encoder`'s.
@@ -203,11 +204,11 @@ class VAE(nn.Module):
             preset, image_size=image_size, channels=channels, width=width, latent_dim=latent_dim
         )
         self.config = dict(self.encoder.config)
-        self.latent_dim = int(self.config["latent_dim"])
         self.reparam = ReparamKL()
         self.decoder = Decoder(
             preset, image_size=image_size, channels=channels, width=width, latent_dim=latent_dim
         )
+        self.latent_dim = self.decoder.latent_dim
 
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> VAEOutput:
         """``x`` ``[N, channels, image_size, image_size]`` through encoder and decoder.

@@ -49,7 +49,7 @@ def apply_norm(module: torch.nn.BatchNorm2d, x: Tensor, negative_slope: float) -
 class BatchNorm2d(torch.nn.BatchNorm2d):
     """:class:`torch.nn.BatchNorm2d` over :func:`genimg.ops.batch_norm_act` with slope 1.
 
-    Same signature, state and repr; ``y = weight (x - mean) rstd + bias`` for ``x`` ``[N, C, H, W]``.
+    Same signature, state and repr; ``y = weight (x - mean) rstd + bias``, ``x`` ``[N, C, H, W]``.
     """
 
     def forward(self, input: Tensor) -> Tensor:

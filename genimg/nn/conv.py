@@ -11,8 +11,8 @@ from genimg import ops
 class Conv2d(torch.nn.Conv2d):
     """:class:`torch.nn.Conv2d` over :func:`genimg.ops.conv2d`: same signature, state and repr.
 
-    ``y[n, o, i, j] = bias[o] + sum_{c,k,l} weight[o, c, k, l] x[n, c, s i - p + d k, s j - p + d l]``
-    for ``x`` ``[N, Ci, H, W]``. A ``padding_mode`` other than zeros runs through PyTorch.
+    ``y[n, o, i, j] = bias[o] + sum weight[o, c, k, l] x[n, c, s i - p + d k, s j - p + d l]``, over
+    ``c, k, l``, for ``x`` ``[N, Ci, H, W]``. Other padding modes than zeros are PyTorch's.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -26,8 +26,8 @@ class Conv2d(torch.nn.Conv2d):
 class ConvTranspose2d(torch.nn.ConvTranspose2d):
     """:class:`torch.nn.ConvTranspose2d` over :func:`genimg.ops.conv_transpose2d`.
 
-    Same signature, state and repr, ``output_size`` at the call included. Input pixel ``(i, j)`` adds
-    ``weight[c, o, k, l] x[n, c, i, j]`` to output pixel ``(s i - p + d k, s j - p + d l)``.
+    Same signature, state and repr, ``output_size`` at the call included. Input pixel ``(i, j)``
+    adds ``weight[c, o, k, l] x[n, c, i, j]`` to output pixel ``(s i - p + d k, s j - p + d l)``.
     """
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -47,7 +47,7 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
             self.bias,
             self.stride,
             self.padding,  # type: ignore[arg-type]
-            tuple(output_padding),  # type: ignore[arg-type]
+            tuple(output_padding),
             self.groups,
             self.dilation,
         )

@@ -110,7 +110,7 @@ def _alone(run: list[_Block]) -> torch.nn.Module | list[_Block]:
 def _leaves(stack: torch.nn.Sequential) -> Iterator[torch.nn.Module]:
     for child in stack:
         if type(child) in (torch.nn.Sequential, ConvStack2d) and _is_plain(child):
-            yield from _leaves(child)
+            yield from _leaves(child)  # type: ignore[arg-type]
         else:
             yield child
 
@@ -160,10 +160,10 @@ def _arguments(block: _Block) -> ops.ConvBlock:
         ops.Direction.UP if up else ops.Direction.DOWN,
         conv.weight,
         conv.bias,
-        conv.stride,  # type: ignore[arg-type]
+        conv.stride,
         conv.padding,  # type: ignore[arg-type]
-        conv.output_padding if up else 0,  # type: ignore[arg-type]
-        conv.dilation,  # type: ignore[arg-type]
+        conv.output_padding if up else 0,
+        conv.dilation,
         conv.groups,
         None if block.norm is None else norm_arguments(block.norm),
         activation,

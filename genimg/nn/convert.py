@@ -26,7 +26,7 @@ _PLAIN: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
 _OPS = (*(op for op, _ in _LAYERS.values()), "conv_stack")
 
 # Relatives that a reader of the report would look for.
-_RELATED = (
+_RELATED: tuple[type[torch.nn.Module], ...] = (
     torch.nn.modules.conv._ConvNd,
     torch.nn.modules.batchnorm._BatchNorm,
     torch.nn.LeakyReLU,
@@ -76,7 +76,9 @@ class Report:
         lines = [f"{len(self.changed)} modules changed, {len(self.skipped)} left alone"]
         lines += [f"  {c.name or '(model)'}: {c.before} -> {c.after}" for c in self.changed]
         lines += [f"  {f.name or '(model)'}: {f.layers} run as one {f.op}" for f in self.fused]
-        lines += [f"  {s.name or '(model)'}: {s.layer} left alone: {s.reason}" for s in self.skipped]
+        lines += [
+            f"  {s.name or '(model)'}: {s.layer} left alone: {s.reason}" for s in self.skipped
+        ]
         return "\n".join(lines)
 
 
@@ -92,12 +94,12 @@ def convert(
     Modules keep their identity and everything they hold (parameters, buffers, hooks, mode, places
     where they are shared): they only change their class, ``torch.nn.Conv2d`` to
     ``genimg.nn.Conv2d`` and so on, and an ``nn.Sequential`` with a run of convolution, batch norm,
-    activation to :class:`genimg.nn.ConvStack2d`, which fuses it. ``state_dict`` keys do not change,
-    optimisers go on.
+    activation to :class:`genimg.nn.ConvStack2d`, which fuses it. ``state_dict`` keys do not
+    change, optimisers go on.
 
     Left alone, with the reason in the report: subclasses of torch's layers (lazy, parametrized and
-    user-defined ones among them), layers of other dimensions, modules whose ``forward`` was replaced
-    on the instance. Layers with hooks, ``weight_norm`` and ``spectral_norm`` among them, are
+    user-defined ones among them), layers of other dimensions, modules whose ``forward`` was
+    replaced on the instance. Layers with hooks, ``weight_norm`` and ``spectral_norm`` among them, are
     converted but not fused, so that their hooks run.
 
     Args:
@@ -163,7 +165,7 @@ def restore(model: torch.nn.Module) -> Report:
             changes.append((name, module, _PLAIN[kind]))
         elif isinstance(module, (BatchNormAct2d, ReparamKL)):
             skipped.append(Skip(name, kind.__name__, "torch has no such layer"))
-        elif isinstance(module, tuple(_PLAIN)):
+        elif any(isinstance(module, layer) for layer in _PLAIN):
             skipped.append(Skip(name, kind.__name__, _why_subclass(module)))
     return Report(_apply(changes), (), tuple(skipped))
 
@@ -218,7 +220,7 @@ def _why_not(module: torch.nn.Module) -> str | None:
         return None
     if kind in _PLAIN or isinstance(module, BatchNormAct2d) or not isinstance(module, _RELATED):
         return None
-    if isinstance(module, tuple(_LAYERS)):
+    if any(isinstance(module, layer) for layer in _LAYERS):
         return _why_subclass(module)
     return "genimg serves the 2-D layers Conv2d, ConvTranspose2d, BatchNorm2d and LeakyReLU"
 

@@ -26,7 +26,8 @@ def conv_stack(
     .. math:: x_{b+1} = \mathrm{act}_b(\mathrm{norm}_b(\mathrm{conv}_b(x_b)))
 
     The op behind generators, discriminators, encoders and decoders: as one op, an inner activation
-    need never exist in memory, since the next contraction can apply norm and activation as it loads.
+    need never exist in memory, since the next contraction can apply norm and activation as it
+    loads.
 
     Args:
         x: ``[N, C, H, W]``, any strides, any floating dtype.

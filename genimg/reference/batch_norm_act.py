@@ -44,9 +44,7 @@ def _tensors(x: Tensor, generator: torch.Generator) -> Tensors:
     }
 
 
-def _make(
-    *shape: int, mean: float = 0.5, std: float = 2.0
-) -> Callable[[torch.Generator], Tensors]:
+def _make(*shape: int, mean: float = 0.5, std: float = 2.0) -> Callable[[torch.Generator], Tensors]:
     return lambda g: _tensors(normal(g, *shape, mean=mean, std=std), g)
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from genimg.testing import Case, Tensors, integers, normal
 
-IntOrPair = int | tuple[int, int]
+IntOrPair = int | tuple[int, ...]
+"""One number for both dimensions, or one for each."""
 
 
 def conv2d(
@@ -23,7 +24,7 @@ def conv2d(
     dilation: IntOrPair = 1,
     groups: int = 1,
 ) -> Tensor:
-    """``y[n, o, i, j] = bias[o] + sum_{c, k, l} weight[o, c, k, l] x[n, c, s i - p + d k, ...]``."""
+    """``y[n, o, i, j] = bias[o] + sum weight[o, c, k, l] x[n, c, s i - p + d k, s j - ...]``."""
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 

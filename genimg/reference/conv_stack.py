@@ -239,8 +239,13 @@ CASES = (
         ),
     ),
     _case("one_block", "the shortest stack", (2, 3, 4, 4), _GENERATOR[:1]),
-    _case("channels_last", "the memory format goes through", (2, 4, 4, 4), _GENERATOR,
-          layout="channels_last"),
+    _case(
+        "channels_last",
+        "the memory format goes through",
+        (2, 4, 4, 4),
+        _GENERATOR,
+        layout="channels_last",
+    ),
     _case("eval", "running statistics, left as they are", (2, 4, 4, 4), _GENERATOR, False),
     _case(
         "frozen_norm",
@@ -259,6 +264,11 @@ CASES = (
     ),
     _case("sliced", "NaN between the channels", (2, 4, 4, 4), _GENERATOR, layout="sliced"),
     _case("empty_batch", "no image", (0, 4, 4, 4), _GENERATOR, False),
-    _case("dcgan_generator", "100 -> 512 -> 256 -> 128 -> 64 -> 3 at 64x64, 64 images",
-          (64, 100, 1, 1), _DCGAN, speed=True),
+    _case(
+        "dcgan_generator",
+        "100 -> 512 -> 256 -> 128 -> 64 -> 3 at 64x64, 64 images",
+        (64, 100, 1, 1),
+        _DCGAN,
+        speed=True,
+    ),
 )

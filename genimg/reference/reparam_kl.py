@@ -125,7 +125,9 @@ CASES = (
     Case("feature_map", "latents of four dimensions", _make(3, 2, 5, 3), _call, _ALL),
     Case("sliced", "every second latent, NaN between", _make(6, 10), _call, _ALL, layout="sliced"),
     Case("expanded", "stride 0 over the batch", _make(6, 10), _call, _ALL, layout="expanded"),
-    Case("extreme_logvar", "-60 to 60: clamped, finite, no gradient outside", _extremes, _call, _ALL),
+    Case(
+        "extreme_logvar", "-60 to 60: clamped, finite, no gradient outside", _extremes, _call, _ALL
+    ),
     Case("tiny_logvar", "1 + lv - exp(lv) would cancel", _tiny_logvar, _call, _ALL),
     Case("float16_range", "mu^2 and exp(logvar) overflow float16", _float16_range, _call, _ALL),
     Case(

@@ -21,7 +21,7 @@ for capability in (80, 90, 100, 120):
         for kernel, pointers in KERNELS.items():
             source = ASTSource(
                 kernel,
-                {name: f"*{dtype}" for name in pointers}
+                dict.fromkeys(pointers, f"*{dtype}")
                 | {"n": "i64", "negative_slope": "fp32", "BLOCK": "constexpr"},
                 {"BLOCK": leaky_relu.BLOCK},
                 # What the launcher finds for aligned tensors: pointers and n divide by 16.
@@ -33,7 +33,7 @@ for capability in (80, 90, 100, 120):
                 options={"num_warps": leaky_relu.NUM_WARPS},
             )
             accesses = re.findall(r"(?:ld|st)\.global\S*", compiled.asm["ptx"])
-            widths = {"v4" in a and "b32" in a or "v2" in a and "b64" in a for a in accesses}
+            widths = {("v4" in a and "b32" in a) or ("v2" in a and "b64" in a) for a in accesses}
             name = kernel.fn.__name__
             assert widths == {True}, f"{name} {dtype} sm_{capability}: not 16 bytes: {accesses}"
             print(name, dtype, f"sm_{capability}", len(accesses))

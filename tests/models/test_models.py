@@ -107,9 +107,7 @@ def test_config_rebuilds_it(kind, preset):
     twin = kind(**config)
     twin.load_state_dict(model.state_dict())
     x = input_of(model)
-    for got, expected in zip(
-        outputs_of(twin.eval(), x), outputs_of(model.eval(), x), strict=True
-    ):
+    for got, expected in zip(outputs_of(twin.eval(), x), outputs_of(model.eval(), x), strict=True):
         assert torch.equal(got, expected)
 
 
@@ -123,9 +121,7 @@ def test_restored_to_torch_it_is_the_same_model(kind, preset):
     assert ours <= {"ReparamKL"}
     assert list(plain.state_dict()) == list(model.state_dict())
     x = input_of(model)
-    for got, expected in zip(
-        outputs_of(plain.eval(), x), outputs_of(model.eval(), x), strict=True
-    ):
+    for got, expected in zip(outputs_of(plain.eval(), x), outputs_of(model.eval(), x), strict=True):
         assert torch.equal(got, expected)
 
 
@@ -168,9 +164,7 @@ def test_a_step_each_way(preset):
     discriminator = make(gan.Discriminator, preset, width=8)
     real = torch.rand(8, 3, 32, 32) * 2 - 1
     z = torch.randn(8, 6)
-    optimizers = [
-        torch.optim.Adam(m.parameters(), 2e-3) for m in (discriminator, generator)
-    ]
+    optimizers = [torch.optim.Adam(m.parameters(), 2e-3) for m in (discriminator, generator)]
 
     def loss_d():
         return (
@@ -198,9 +192,9 @@ def test_vae_kl_and_noise():
     assert torch.equal(first.z, again.z)
     assert not torch.equal(first.z, first.mu)
     normal = torch.distributions.Normal(first.mu, torch.exp(0.5 * first.logvar))
-    expected = torch.distributions.kl_divergence(
-        normal, torch.distributions.Normal(0.0, 1.0)
-    ).sum(1)
+    expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).sum(
+        1
+    )
     torch.testing.assert_close(first.kl, expected, rtol=1e-5, atol=1e-5)
     model.eval()
     out = model(x)

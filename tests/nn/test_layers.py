@@ -72,8 +72,9 @@ def test_factory_arguments(name):
     assert layer.weight.dtype == torch.float64
 
 
-@pytest.mark.parametrize("options", [{"momentum": None}, {"affine": False},
-                                     {"track_running_stats": False}])
+@pytest.mark.parametrize(
+    "options", [{"momentum": None}, {"affine": False}, {"track_running_stats": False}]
+)
 def test_batch_norm_options(options):
     ours = genimg.nn.BatchNorm2d(3, **options)
     theirs = torch.nn.BatchNorm2d(3, **options)
@@ -107,7 +108,8 @@ def test_conv_transpose2d_output_size():
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape"), [(genimg.nn.BatchNorm2d(3), (2, 3)), (genimg.nn.Conv2d(3, 4, 3), (2, 5, 4, 4))]
+    ("layer", "shape"),
+    [(genimg.nn.BatchNorm2d(3), (2, 3)), (genimg.nn.Conv2d(3, 4, 3), (2, 5, 4, 4))],
 )
 def test_refuses_as_torch(layer, shape):
     plain = copy.deepcopy(layer)

@@ -89,7 +89,11 @@ def test_half_input_with_single_parameters():
             RuntimeError,
             "weight should contain 3 elements not 5",
         ),
-        (lambda: batch_norm_act(None, None, None, training=True), TypeError, "x to be a Tensor, but got NoneType"),
+        (
+            lambda: batch_norm_act(None, None, None, training=True),
+            TypeError,
+            "x to be a Tensor, but got NoneType",
+        ),
     ],
     ids=["single_value", "no_statistics", "eps", "rank", "running_mean", "weight", "no_tensor"],
 )

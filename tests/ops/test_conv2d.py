@@ -47,7 +47,9 @@ def test_refuses_what_torch_answers_with_garbage():
         conv2d(x, weight, bias.double())
 
 
-@pytest.mark.parametrize("option", [{"stride": 0}, {"stride": -1}, {"padding": -1}, {"dilation": 0}])
+@pytest.mark.parametrize(
+    "option", [{"stride": 0}, {"stride": -1}, {"padding": -1}, {"dilation": 0}]
+)
 def test_refuses_options_as_torch(option):
     x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
     with pytest.raises(Exception) as theirs:
@@ -80,5 +82,5 @@ def test_useless_weight_gradient_is_not_computed():
         torch.autograd.grad(y.sum(), x)
     backward = [e for e in profile.events() if e.name == "aten::convolution_backward"]
     assert len(backward) == 1
-    mask = [event.concrete_inputs for event in backward][0][-1]
+    mask = backward[0].concrete_inputs[-1]
     assert list(mask) == [True, False, False]

@@ -41,9 +41,7 @@ def test_is_the_layers_it_replaces():
             activation=Activation.LEAKY_RELU,
             negative_slope=0.2,
         ),
-        ConvBlock(
-            Direction.DOWN, conv.weight, conv.bias, padding=1, activation=Activation.SIGMOID
-        ),
+        ConvBlock(Direction.DOWN, conv.weight, conv.bias, padding=1, activation=Activation.SIGMOID),
     ]
     assert torch.equal(conv_stack(x, blocks, training=True), model(x))
     assert torch.equal(mean, norm.running_mean)

@@ -157,7 +157,8 @@ def test_opcheck():
     for given in (x, x.transpose(0, 2), x[:, ::2], x.bfloat16(), x[:0]):
         torch.library.opcheck(torch.ops.genimg.leaky_relu_fwd.default, (given, 0.2))
         torch.library.opcheck(
-            torch.ops.genimg.leaky_relu_bwd.default, (torch.randn(given.shape).to(given), given, 0.2)
+            torch.ops.genimg.leaky_relu_bwd.default,
+            (torch.randn(given.shape).to(given), given, 0.2),
         )
 
 

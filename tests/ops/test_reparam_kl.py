@@ -125,7 +125,9 @@ def test_tiny_logvar_does_not_cancel():
     logvar = torch.full((1, 1), 1e-3)
     kl = reparam_kl(torch.zeros(1, 1), logvar)[1]
     lv = logvar.double()
-    torch.testing.assert_close(kl.double(), (0.5 * (torch.expm1(lv) - lv)).sum(1), rtol=2e-4, atol=0)
+    torch.testing.assert_close(
+        kl.double(), (0.5 * (torch.expm1(lv) - lv)).sum(1), rtol=2e-4, atol=0
+    )
 
 
 def test_gradients_as_documented():
