@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from genimg import reference
-from genimg.backends import Op, choose
+from genimg import _native, reference
+from genimg.backends import (
+    REFERENCE,
+    Impl,
+    Op,
+    choose,
+    recompute_grads,
+    refuse_dtype,
+    refuse_transforms,
+)
 from genimg.ops.checks import check_together
-from genimg.reference.reparam_kl import CASES
+from genimg.reference.reparam_kl import CASES, draw_seed, reparam_kl_of_seed
 
 
 def reparam_kl(
@@ -42,7 +52,8 @@ def reparam_kl(
         ``z`` like ``mu``, and KL ``[N]`` in float32 (float64 for float64 input), so that it neither
         overflows nor cancels in a half dtype.
 
-    Kept for backward: ``mu``, ``logvar`` and the key (the reference also keeps what autograd does).
+    Kept for backward: ``mu``, ``logvar`` and the key, from which the noise is drawn again (the
+    reference keeps what autograd does).
 
     Raises:
         RuntimeError: shapes, devices or dtypes differ; no batch dimension; not a floating dtype.
@@ -65,8 +76,76 @@ def reparam_kl(
         raise RuntimeError(f"reparam_kl: expected mu of shape [N, ...], but got {tuple(mu.shape)}")
     if not (mu.is_floating_point() and logvar.is_floating_point()):
         raise RuntimeError(f"reparam_kl: expected a floating dtype, but got {mu.dtype}")
-    choose(REPARAM_KL, backend, mu, logvar, generator, sample)
-    return reference.reparam_kl(mu, logvar, generator=generator, sample=sample)
+    name = choose(REPARAM_KL, backend, mu, logvar, generator, sample)
+    if name == REFERENCE:
+        return reference.reparam_kl(mu, logvar, generator=generator, sample=sample)
+    seed = draw_seed(mu.device, generator)
+    if torch.is_grad_enabled() and (mu.requires_grad or logvar.requires_grad):
+        return _ReparamKL.apply(mu, logvar, seed, name)
+    return REPARAM_KL.by_backend[name].fwd(mu, logvar, seed)
 
 
-REPARAM_KL = Op("reparam_kl", reparam_kl, reference.reparam_kl, CASES)
+class _ReparamKL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, mu: Tensor, logvar: Tensor, seed: Tensor, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(mu, logvar, seed)
+        ctx.backend = backend
+        return REPARAM_KL.by_backend[backend].fwd(mu, logvar, seed)
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
+        mu, logvar, seed = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            needs_grad = (*ctx.needs_input_grad[:2], False)
+            grads = recompute_grads(
+                reparam_kl_of_seed, (mu, logvar, seed), (grad_z, grad_kl), needs_grad
+            )
+            return *grads, None
+        grads = REPARAM_KL.by_backend[ctx.backend].bwd(grad_z, grad_kl, mu, logvar, seed)
+        return *grads, None, None
+
+
+def _cpp_fwd(mu: Tensor, logvar: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.genimg.reparam_kl_fwd(mu, logvar, seed)
+
+
+def _cpp_bwd(
+    grad_z: Tensor, grad_kl: Tensor, mu: Tensor, logvar: Tensor, seed: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.genimg.reparam_kl_bwd(grad_z, grad_kl, mu, logvar, seed)
+
+
+if _native.available():
+
+    @torch.library.register_fake("genimg::reparam_kl_fwd")
+    def _(mu: Tensor, logvar: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(mu), mu.new_empty(mu.shape[:1], dtype=torch.float32)
+
+    @torch.library.register_fake("genimg::reparam_kl_bwd")
+    def _(
+        grad_z: Tensor, grad_kl: Tensor, mu: Tensor, logvar: Tensor, seed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(mu), torch.empty_like(logvar)
+
+
+def _why_not_cpu(
+    mu: Tensor, logvar: Tensor, generator: torch.Generator | None, sample: bool
+) -> str | None:
+    return (
+        _native.why_not()
+        or refuse_dtype(mu, (torch.float32, torch.bfloat16))
+        or refuse_dtype(logvar, (mu.dtype,))
+        or (None if sample else "sample=False: there is no noise to fuse")
+        or refuse_transforms()
+    )
+
+
+REPARAM_KL = Op(
+    "reparam_kl",
+    reparam_kl,
+    reference.reparam_kl,
+    CASES,
+    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu),),
+)

@@ -86,13 +86,19 @@ def reparam_kl(
     sample: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """``z = mu + exp(logvar / 2) eps`` and ``kl[n] = sum (mu^2 + expm1(logvar) - logvar) / 2``."""
+    seed = draw_seed(mu.device, generator) if sample else None
+    return reparam_kl_of_seed(mu, logvar, seed)
+
+
+def reparam_kl_of_seed(mu: Tensor, logvar: Tensor, seed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """:func:`reparam_kl` with the noise of a seed that was drawn before; None is no noise."""
     dtype = torch.promote_types(mu.dtype, torch.float32)
     wide_mu = mu.to(dtype)
     wide_logvar = logvar.to(dtype).clamp(LOGVAR_MIN, LOGVAR_MAX)
     kl = 0.5 * (wide_mu.square() + (torch.expm1(wide_logvar) - wide_logvar)).flatten(1).sum(1)
-    if not sample:
+    if seed is None:
         return mu.clone(), kl
-    eps = philox_normal(mu.numel(), draw_seed(mu.device, generator), dtype).view(mu.shape)
+    eps = philox_normal(mu.numel(), seed, dtype).view(mu.shape)
     return (wide_mu + torch.exp(0.5 * wide_logvar) * eps).to(mu.dtype), kl
 
 

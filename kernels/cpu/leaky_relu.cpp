@@ -1,21 +1,9 @@
 #include "leaky_relu.h"
 
-#include "bfloat16.h"
+#include "storage.h"
 
 namespace genimg::cpu::GENIMG_ISA {
 namespace {
-
-struct F32 {
-  using Storage = float;
-  static float load(const float* p) { return *p; }
-  static void store(float* p, float value) { *p = value; }
-};
-
-struct BF16 {
-  using Storage = uint16_t;
-  static float load(const uint16_t* p) { return bf16_to_f32(*p); }
-  static void store(uint16_t* p, float value) { *p = f32_to_bf16(value); }
-};
 
 // The product is taken on both sides of the branch, so that the loops vectorise into a select.
 inline float leaky(float gate, float value, float slope) {

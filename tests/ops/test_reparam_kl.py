@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from contract import FLOATS, assert_case, small_cases
+from contract import FLOATS, assert_case, case_of, second_derivatives, small_cases
 
 import genimg
+from genimg import _native
 from genimg.reference.reparam_kl import draw_seed, philox_4x32_10, philox_normal
 
 reparam_kl = genimg.ops.reparam_kl
@@ -191,3 +192,97 @@ def test_compiled_code_draws_the_same():
     expected = reparam_kl(mu, logvar)
     torch.manual_seed(5)
     torch.testing.assert_close(compiled(mu, logvar), expected)
+
+
+needs_native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
+
+
+@needs_native
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 64), (5, 63), (2, 1000), (64, 128)])
+def test_kernel_draws_the_reference_s_noise(shape):
+    """Rows that begin anywhere in a block of noise; the words equal, the values to a few ulp."""
+    mu, logvar = torch.randn(shape), torch.randn(shape)
+    torch.manual_seed(11)
+    expected, kl = reparam_kl(mu.double(), logvar.double(), backend="reference")
+    torch.manual_seed(11)
+    got, own_kl = reparam_kl(mu, logvar, backend="cpu")
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(own_kl.double(), kl, rtol=1e-6, atol=1e-6)
+
+
+@needs_native
+def test_kernel_double_backward():
+    case = case_of("reparam_kl", "primes")
+    got = second_derivatives("reparam_kl", case, "cpu")
+    expected = second_derivatives("reparam_kl", case, "reference")
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@needs_native
+def test_kernel_backward_draws_the_forward_s_noise():
+    """Though the generator has moved on: dz/dlogvar holds the noise that made z."""
+    mu = torch.zeros(4, 9, requires_grad=True)
+    logvar = torch.zeros(4, 9, requires_grad=True)
+    z, _ = reparam_kl(mu, logvar, backend="cpu")
+    torch.rand(100)
+    (grad,) = torch.autograd.grad(z.sum(), logvar)
+    torch.testing.assert_close(grad, 0.5 * z.detach())
+
+
+@needs_native
+def test_kernel_threads_agree_to_the_bit():
+    mu, logvar = torch.randn(512, 100), torch.randn(512, 100)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            torch.manual_seed(1)
+            results.append(reparam_kl(mu, logvar, backend="cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    for z, kl in results[1:]:
+        assert torch.equal(z, results[0][0])
+        assert torch.equal(kl, results[0][1])
+
+
+@needs_native
+def test_kernel_keeps_nan_where_it_is():
+    nan, inf = float("nan"), float("inf")
+    mu = torch.tensor([[1.0, nan, inf, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    logvar = torch.tensor([[0.0, 0.0, 0.0, nan], [inf, -inf, 1e30, -1e30]])
+    torch.manual_seed(1)
+    z, kl = reparam_kl(mu, logvar, backend="cpu")
+    torch.manual_seed(1)
+    expected, expected_kl = reparam_kl(mu, logvar, backend="reference")
+    torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(kl, expected_kl, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@needs_native
+def test_opcheck():
+    mu, logvar, seed = torch.randn(3, 8), torch.randn(3, 8), torch.tensor([1, 2])
+    for given in ((mu, logvar), (mu.bfloat16(), logvar.bfloat16()), (mu[:, ::2], logvar[:, ::2])):
+        torch.library.opcheck(torch.ops.genimg.reparam_kl_fwd.default, (*given, seed))
+        grads = (torch.randn(given[0].shape).to(given[0]), torch.randn(3))
+        torch.library.opcheck(torch.ops.genimg.reparam_kl_bwd.default, (*grads, *given, seed))
+
+
+@needs_native
+def test_raw_op_refuses():
+    fwd, bwd = torch.ops.genimg.reparam_kl_fwd, torch.ops.genimg.reparam_kl_bwd
+    mu, seed = torch.randn(3, 4), torch.tensor([1, 2])
+    with pytest.raises(NotImplementedError, match="only float32 and bfloat16"):
+        fwd(mu.double(), mu.double(), seed)
+    with pytest.raises(RuntimeError, match="logvar to have the shape of mu"):
+        fwd(mu, mu[:, :2], seed)
+    with pytest.raises(RuntimeError, match=r"mu of shape \[N, ...\]"):
+        fwd(mu[0], mu[0], seed)
+    for wrong in (seed.int(), seed[:1], seed.reshape(2, 1)):
+        with pytest.raises(RuntimeError, match=r"seed to be int64 \[2\] on the CPU"):
+            fwd(mu, mu, wrong)
+    with pytest.raises(RuntimeError, match=r"grad_kl to be float32 \[3\]"):
+        bwd(mu, torch.randn(4), mu, mu, seed)
+    with pytest.raises(RuntimeError, match="grad_z to have the shape of mu"):
+        bwd(mu[:2], torch.randn(3), mu, mu, seed)

@@ -1,3 +1,5 @@
+// Storage types: how an element is read into a float and written back.
+//
 // bfloat16 as bit patterns: widening is a shift, narrowing rounds to nearest even.
 #pragma once
 
@@ -22,5 +24,17 @@ inline uint16_t f32_to_bf16(float value) {
   const bool is_nan = (wide & 0x7fffffff) > 0x7f800000;
   return static_cast<uint16_t>(is_nan ? quiet_nan : rounded);
 }
+
+struct F32 {
+  using Storage = float;
+  static float load(const float* p) { return *p; }
+  static void store(float* p, float value) { *p = value; }
+};
+
+struct BF16 {
+  using Storage = uint16_t;
+  static float load(const uint16_t* p) { return bf16_to_f32(*p); }
+  static void store(uint16_t* p, float value) { *p = f32_to_bf16(value); }
+};
 
 }  // namespace genimg::cpu::GENIMG_ISA
