@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from genimg import reference
-from genimg.backends import Op, choose
+from genimg import _native, reference
+from genimg.backends import (
+    REFERENCE,
+    Impl,
+    Op,
+    choose,
+    recompute_grads,
+    refuse_dtype,
+    refuse_transforms,
+)
 from genimg.reference.batch_norm_act import CASES
 
 
@@ -78,8 +89,163 @@ def batch_norm_act(
         eps,
         negative_slope,
     )
-    choose(BATCH_NORM_ACT, backend, *args)
-    return reference.batch_norm_act(*args)
+    name = choose(BATCH_NORM_ACT, backend, *args)
+    if name == REFERENCE:
+        return reference.batch_norm_act(*args)
+    _check_training_size(x, training)
+    y, mean, var = _BatchNormAct.apply(
+        x, weight, bias, running_mean, running_var, training, eps, float(negative_slope), name
+    )
+    if training and running_mean is not None and running_var is not None:
+        # lerp: running + momentum * (batch - running).
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_(var.to(running_var.dtype), momentum)
+    return y
 
 
-BATCH_NORM_ACT = Op("batch_norm_act", batch_norm_act, reference.batch_norm_act, CASES)
+def _check_training_size(x: Tensor, training: bool) -> None:
+    if training and x.numel() <= x.shape[1]:
+        raise ValueError(
+            "batch_norm_act: expected more than 1 value per channel when training, but got x of "
+            f"shape {tuple(x.shape)}"
+        )
+
+
+class _BatchNormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        eps: float,
+        negative_slope: float,
+        backend: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, mean, rstd, var = BATCH_NORM_ACT.by_backend[backend].fwd(
+            x, weight, bias, running_mean, running_var, training, eps, negative_slope
+        )
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.mark_non_differentiable(mean, var)
+        ctx.options = (training, eps, negative_slope)
+        ctx.backend = backend
+        return y, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        training, eps, negative_slope = ctx.options
+        needs_grad = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():  # create_graph=True
+
+            def again(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+                if training:
+                    return reference.batch_norm_act(
+                        x, None, None, weight, bias, True, 0.0, eps, negative_slope
+                    )
+                # The running statistics may have changed since.
+                var = rstd**-2 - eps
+                return reference.batch_norm_act(
+                    x, mean, var, weight, bias, False, 0.0, eps, negative_slope
+                )
+
+            grads = recompute_grads(again, (x, weight, bias), (grad_y,), needs_grad)
+        else:
+            grad_x, grad_weight, grad_bias = BATCH_NORM_ACT.by_backend[ctx.backend].bwd(
+                grad_y, x, weight, bias, mean, rstd, training, negative_slope, needs_grad[0]
+            )
+            grads = (
+                grad_x if needs_grad[0] else None,
+                grad_weight.to(weight.dtype) if needs_grad[1] else None,
+                grad_bias.to(bias.dtype) if needs_grad[2] else None,
+            )
+        return *grads, None, None, None, None, None, None
+
+
+def _cpp_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.ops.genimg.batch_norm_act_fwd(*args)
+
+
+def _cpp_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.genimg.batch_norm_act_bwd(*args)
+
+
+def _dense_like(x: Tensor) -> Tensor:
+    pixels = x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1
+    return torch.empty_like(
+        x, memory_format=torch.channels_last if pixels else torch.contiguous_format
+    )
+
+
+if _native.available():
+
+    @torch.library.register_fake("genimg::batch_norm_act_fwd")
+    def _(
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        eps: float,
+        negative_slope: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        channels = x.shape[1]
+        mean, rstd = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
+        var = x.new_empty(channels if training else 0, dtype=torch.float32)
+        return _dense_like(x), mean, rstd, var
+
+    @torch.library.register_fake("genimg::batch_norm_act_bwd")
+    def _(
+        grad_y: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
+        training: bool,
+        negative_slope: float,
+        needs_grad_x: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad_x = _dense_like(x) if needs_grad_x else x.new_empty(0)
+        return grad_x, torch.empty_like(mean), torch.empty_like(mean)
+
+
+def _why_not_cpu(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    negative_slope: float,
+) -> str | None:
+    return (
+        _native.why_not()
+        or refuse_dtype(x, (torch.float32, torch.bfloat16))
+        or refuse_transforms()
+        or _refuse_parameters(x, running_mean, running_var, weight, bias)
+    )
+
+
+def _refuse_parameters(x: Tensor, *parameters: Tensor | None) -> str | None:
+    for parameter in parameters:
+        if parameter is not None and (
+            tuple(parameter.shape) != (x.shape[1],) or parameter.device != x.device
+        ):
+            return f"a parameter of shape {tuple(parameter.shape)} on {parameter.device} does not fit"
+    return None
+
+
+BATCH_NORM_ACT = Op(
+    "batch_norm_act",
+    batch_norm_act,
+    reference.batch_norm_act,
+    CASES,
+    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu),),
+)

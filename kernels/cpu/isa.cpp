@@ -28,9 +28,10 @@ Isa choose_isa() {
   for (int level = 0; level <= static_cast<int>(best); ++level) {
     if (std::string(isa_name(static_cast<Isa>(level))) == wanted) return static_cast<Isa>(level);
   }
-  throw std::runtime_error(std::string("GENIMG_CPU_ISA=") + wanted +
-                           " is not to be had here: expected baseline, avx2 or avx512, and at most " +
-                           isa_name(best) + ", the best level of this CPU in this build");
+  throw std::runtime_error(
+      std::string("GENIMG_CPU_ISA=") + wanted +
+      " is not to be had here: expected baseline, avx2 or avx512, and at most " + isa_name(best) +
+      ", the best level of this CPU in this build");
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ const char* isa_name(Isa isa);
   namespace avx512 {                         \
   void name(__VA_ARGS__);                    \
   }
-#define GENIMG_CPU_KERNEL(name)                                              \
+#define GENIMG_CPU_KERNEL(name)                                                   \
   ::genimg::cpu::pick(&::genimg::cpu::baseline::name, &::genimg::cpu::avx2::name, \
                       &::genimg::cpu::avx512::name)
 

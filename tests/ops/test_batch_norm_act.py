@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import FLOATS, assert_case, small_cases
+from contract import FLOATS, assert_case, case_of, second_derivatives, small_cases
 
 import genimg
+from genimg import _native
+from genimg.testing import place
 
 batch_norm_act = genimg.ops.batch_norm_act
 
@@ -22,9 +24,9 @@ def test_is_the_two_layers_it_replaces():
     norm = layers[0]
     mean, var = norm.running_mean.clone(), norm.running_var.clone()
     y = batch_norm_act(x, mean, var, norm.weight, norm.bias, True, 0.01, 1e-3, 0.3)
-    assert torch.equal(y, layers(x))
-    assert torch.equal(mean, norm.running_mean)
-    assert torch.equal(var, norm.running_var)
+    torch.testing.assert_close(y, layers(x))
+    torch.testing.assert_close(mean, norm.running_mean)
+    torch.testing.assert_close(var, norm.running_var)
 
 
 def test_pair_fill_statistics_are_exact():
@@ -123,3 +125,145 @@ def test_gradient_at_exactly_zero_is_the_slope():
     y.sum().backward()
     expected = F.batch_norm(torch.ones(1, 1), torch.zeros(1), torch.ones(1)).item() * 0.25
     torch.testing.assert_close(x.grad, torch.full_like(x, expected))
+
+
+needs_native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((2, 3, 150, 220), "contiguous"),  # a plane of three pieces
+        ((2, 3, 150, 220), "channels_last"),
+        ((3, 5, 7), "contiguous"),
+        ((2, 3, 4, 5, 6), "contiguous"),
+        ((40, 33), "contiguous"),
+        ((4, 37, 6, 5), "channels_last"),  # blocks of 16 channels and a rest
+        ((4, 1, 6, 5), "contiguous"),
+        ((5, 6, 1, 1), "contiguous"),
+        ((4, 6, 5, 3), "sliced"),
+        ((4, 6, 5, 3), "expanded"),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_kernel_on_every_layout(shape, layout, training):
+    """Planes and pixels, in one piece and in several, against PyTorch in float64."""
+    torch.manual_seed(0)
+    x = place(torch.randn(shape) * 2 + 1, layout).requires_grad_()
+    channels = shape[1]
+    weight = torch.randn(channels, requires_grad=True)
+    bias = torch.randn(channels, requires_grad=True)
+    mean, var = torch.randn(channels), torch.rand(channels) + 0.5
+    wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    wide_mean, wide_var = mean.double(), var.double()
+    y = batch_norm_act(
+        x, mean, var, weight, bias, training, negative_slope=0.2, backend="cpu"
+    )
+    z = F.batch_norm(wide[0], wide_mean, wide_var, *wide[1:], training)
+    expected = F.leaky_relu(z, 0.2)
+    grad_y = torch.randn(shape)
+    grads = torch.autograd.grad(y, (x, weight, bias), grad_y)
+    expected_grads = torch.autograd.grad(expected, wide, grad_y.double())
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mean.double(), wide_mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(var.double(), wide_var, rtol=1e-6, atol=1e-6)
+    for ours, theirs in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
+
+
+@needs_native
+def test_kernel_keeps_one_tensor():
+    """x alone of its size, where PyTorch keeps x and z."""
+    x = torch.randn(8, 16, 32, 32, requires_grad=True)
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        batch_norm_act(x, None, None, torch.ones(16), torch.zeros(16), True, backend="cpu")
+    assert sum(n for n in kept if n >= x.numel()) == x.numel()
+
+
+@needs_native
+def test_kernel_threads_agree_to_the_bit():
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found = []
+            for layout in ("contiguous", "channels_last"):
+                torch.manual_seed(2)
+                x = place(torch.randn(16, 24, 20, 20), layout).requires_grad_()
+                y = batch_norm_act(x, None, None, training=True, backend="cpu")
+                found += [y, torch.autograd.grad(y, x, torch.randn_like(y))[0]]
+            results.append(found)
+    finally:
+        torch.set_num_threads(threads)
+    for found in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found, results[0], strict=True))
+
+
+@needs_native
+@pytest.mark.parametrize("training", [True, False])
+def test_kernel_double_backward(training):
+    case = case_of("batch_norm_act", "primes" if training else "eval")
+    got = second_derivatives("batch_norm_act", case, "cpu")
+    expected = second_derivatives("batch_norm_act", case, "reference")
+    for ours, theirs in zip(got, expected, strict=True):
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@needs_native
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_kernel_keeps_non_finite_values_in_their_channel(value, layout):
+    for index in (0, 37):
+        x = torch.randn(4, 3, 5, 5)
+        x.view(4, 3, 25)[index // 25, 1, index % 25] = value
+        x = place(x, layout)
+        ours, theirs = (torch.zeros(3), torch.ones(3)), (torch.zeros(3), torch.ones(3))
+        y = batch_norm_act(x, *ours, training=True, backend="cpu")
+        expected = batch_norm_act(x, *theirs, training=True, backend="reference")
+        torch.testing.assert_close(y, expected, equal_nan=True)
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@needs_native
+def test_opcheck():
+    weight, bias = torch.rand(6), torch.randn(6)
+    mean, var = torch.randn(6), torch.rand(6) + 0.5
+    fwd = torch.ops.genimg.batch_norm_act_fwd.default
+    bwd = torch.ops.genimg.batch_norm_act_bwd.default
+    for layout in ("contiguous", "channels_last", "sliced"):
+        x = place(torch.randn(3, 6, 4, 5), layout)
+        torch.library.opcheck(fwd, (x, weight, bias, None, None, True, 1e-5, 0.2))
+        torch.library.opcheck(fwd, (x, None, None, mean, var, False, 1e-5, 0.2))
+        grad_y = torch.randn(3, 6, 4, 5)
+        for needs in (True, False):
+            args = (grad_y, x, weight, bias, mean, var.rsqrt(), True, 0.2, needs)
+            torch.library.opcheck(bwd, args)
+
+
+@needs_native
+def test_raw_op_refuses():
+    fwd, bwd = torch.ops.genimg.batch_norm_act_fwd, torch.ops.genimg.batch_norm_act_bwd
+    x, c = torch.randn(3, 4, 2, 2), torch.ones(4)
+    with pytest.raises(NotImplementedError, match="only float32 and bfloat16"):
+        fwd(x.double(), None, None, None, None, True, 1e-5, 0.2)
+    with pytest.raises(RuntimeError, match=r"weight of shape \[4\], but got \[5\]"):
+        fwd(x, torch.ones(5), None, None, None, True, 1e-5, 0.2)
+    with pytest.raises(RuntimeError, match="running statistics, since training=False"):
+        fwd(x, None, None, None, None, False, 1e-5, 0.2)
+    with pytest.raises(RuntimeError, match="more than 1 value per channel"):
+        fwd(x[:1, :, :1, :1], None, None, None, None, True, 1e-5, 0.2)
+    with pytest.raises(RuntimeError, match=r"x of shape \[N, C, ...\]"):
+        fwd(c, None, None, None, None, True, 1e-5, 0.2)
+    with pytest.raises(RuntimeError, match="grad_y to have the shape of x"):
+        bwd(x[:2], x, None, None, c, c, True, 0.2, True)
+    with pytest.raises(RuntimeError, match=r"mean of shape \[4\], but got \[3\]"):
+        bwd(x, x, None, None, c[:3], c, True, 0.2, True)

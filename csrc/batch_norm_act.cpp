@@ -1,0 +1,460 @@
+// genimg::batch_norm_act_fwd and genimg::batch_norm_act_bwd. What they compute:
+// genimg/ops/batch_norm_act.py.
+#include "../kernels/cpu/batch_norm_act.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "checks.h"
+#include "dispatch.h"
+
+namespace genimg {
+namespace {
+
+using cpu::BatchNormActKernels;
+
+// Elements of a piece: its second reading comes from the cache, and its sums are short.
+constexpr int64_t kPiece = 16384;
+
+// How a tensor lies in memory: planes of one channel, or pixels of all channels.
+struct Layout {
+  bool pixels;
+  int64_t batch, channels, plane;       // N, C, and H * W
+  int64_t batch_stride, channel_stride;  // of planes
+  int64_t pixel_stride;                  // of pixels
+
+  int64_t values_per_channel() const { return batch * plane; }
+};
+
+bool lies_in_pixels(const at::Tensor& x) {
+  if (x.dim() == 2) return x.stride(1) == 1;
+  if (x.dim() != 4 || x.stride(1) != 1 || x.size(1) == 1) return false;
+  const int64_t step = x.stride(3);
+  return (x.size(2) == 1 || x.stride(2) == x.size(3) * step) &&
+         (x.size(0) == 1 || x.stride(0) == x.size(2) * x.size(3) * step);
+}
+
+bool lies_in_planes(const at::Tensor& x) {
+  int64_t expected = 1;
+  for (int64_t d = x.dim() - 1; d >= 2; --d) {
+    if (x.size(d) != 1 && x.stride(d) != expected) return false;
+    expected *= x.size(d);
+  }
+  return true;
+}
+
+struct Laid {
+  at::Tensor x;
+  Layout layout;
+};
+
+// x as it is, where the kernels can read it so, else a copy in NCHW order.
+Laid lay_out(const at::Tensor& given) {
+  const bool pixels = lies_in_pixels(given);
+  const at::Tensor x = pixels || lies_in_planes(given) ? given : given.contiguous();
+  const int64_t batch = x.size(0), channels = x.size(1);
+  const int64_t plane = batch * channels > 0 ? x.numel() / (batch * channels) : 0;
+  const int64_t pixel_stride = x.dim() == 2 ? x.stride(0) : pixels ? x.stride(3) : 0;
+  return {x, {pixels, batch, channels, plane, x.stride(0), x.stride(1), pixel_stride}};
+}
+
+at::Tensor empty_in(const Laid& laid) {
+  const auto format = laid.layout.pixels && laid.x.dim() == 4 ? at::MemoryFormat::ChannelsLast
+                                                              : at::MemoryFormat::Contiguous;
+  return at::empty(laid.x.sizes(), laid.x.options(), format);
+}
+
+at::Tensor in_order_of(const Laid& laid, const at::Tensor& grad_y) {
+  const auto format = laid.layout.pixels && laid.x.dim() == 4 ? at::MemoryFormat::ChannelsLast
+                                                              : at::MemoryFormat::Contiguous;
+  return grad_y.contiguous(format);
+}
+
+// A tensor cut into pieces: a stretch of a plane, or a run of pixels.
+struct Pieces {
+  explicit Pieces(const Layout& layout) : layout(layout) {
+    if (layout.pixels) {
+      length = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, layout.channels));
+      per_line = (layout.values_per_channel() + length - 1) / length;
+      count = per_line;
+    } else {
+      length = kPiece;
+      per_line = (layout.plane + length - 1) / length;
+      count = layout.batch * layout.channels * per_line;
+    }
+  }
+
+  int64_t start(int64_t piece) const { return piece % per_line * length; }
+  int64_t size(int64_t piece) const {
+    const int64_t line = layout.pixels ? layout.values_per_channel() : layout.plane;
+    return std::min(length, line - start(piece));
+  }
+  int64_t channel(int64_t piece) const { return piece / per_line % layout.channels; }
+  int64_t image(int64_t piece) const { return piece / per_line / layout.channels; }
+  // Where a piece begins in the tensor itself, and in a dense one of its order.
+  int64_t offset(int64_t piece) const {
+    if (layout.pixels) return start(piece) * layout.pixel_stride;
+    return image(piece) * layout.batch_stride + channel(piece) * layout.channel_stride +
+           start(piece);
+  }
+  int64_t dense_offset(int64_t piece) const {
+    if (layout.pixels) return start(piece) * layout.channels;
+    return (image(piece) * layout.channels + channel(piece)) * layout.plane + start(piece);
+  }
+  // Numbers that a piece has for a channel: one of planes has its own alone.
+  int64_t slot(int64_t piece) const { return layout.pixels ? piece * layout.channels : piece; }
+  int64_t slots() const { return layout.pixels ? count * layout.channels : count; }
+
+  // visit(slot, values) for each piece of a channel, always in the same order.
+  template <typename Visit>
+  void of_channel(int64_t c, Visit visit) const {
+    if (layout.pixels) {
+      for (int64_t piece = 0; piece < count; ++piece) visit(slot(piece) + c, size(piece));
+      return;
+    }
+    for (int64_t n = 0; n < layout.batch; ++n) {
+      for (int64_t k = 0; k < per_line; ++k) {
+        const int64_t piece = (n * layout.channels + c) * per_line + k;
+        visit(piece, size(piece));
+      }
+    }
+  }
+
+  // run(piece) over torch's threads.
+  template <typename Run>
+  void each(Run run) const {
+    const int64_t elements = layout.batch * layout.channels * layout.plane;
+    const int64_t mean = std::max<int64_t>(1, elements / std::max<int64_t>(1, count));
+    at::parallel_for(0, count, std::max<int64_t>(1, kPiece / mean), [&](int64_t first,
+                                                                       int64_t last) {
+      for (int64_t piece = first; piece < last; ++piece) run(piece);
+    });
+  }
+
+  const Layout layout;
+  int64_t length, per_line, count;
+};
+
+template <typename T>
+BatchNormActKernels<T> kernels() = delete;
+
+template <>
+BatchNormActKernels<float> kernels<float>() {
+  BatchNormActKernels<float> table;
+  GENIMG_CPU_KERNEL(batch_norm_act_f32)(&table);
+  return table;
+}
+
+template <>
+BatchNormActKernels<uint16_t> kernels<uint16_t>() {
+  BatchNormActKernels<uint16_t> table;
+  GENIMG_CPU_KERNEL(batch_norm_act_bf16)(&table);
+  return table;
+}
+
+// A parameter as floats; null where there is none.
+struct Floats {
+  explicit Floats(const std::optional<at::Tensor>& parameter)
+      : tensor(parameter ? parameter->to(at::kFloat).contiguous() : at::Tensor()),
+        values(parameter ? tensor.const_data_ptr<float>() : nullptr) {}
+
+  float at(int64_t c, float otherwise) const { return values ? values[c] : otherwise; }
+
+  const at::Tensor tensor;
+  const float* values;
+};
+
+void check_channels(const char* op, const char* name, const std::optional<at::Tensor>& parameter,
+                    const at::Tensor& x) {
+  if (!parameter) return;
+  TORCH_CHECK(parameter->dim() == 1 && parameter->size(0) == x.size(1), op, ": expected ", name,
+              " of shape [", x.size(1), "], but got ", parameter->sizes());
+  check_same_device(op, "x", x, name, *parameter);
+}
+
+void check_input(const char* op, const at::Tensor& x) {
+  TORCH_CHECK(x.dim() >= 2, op, ": expected x of shape [N, C, ...], but got ", x.sizes());
+}
+
+template <typename T>
+void batch_moments(const Laid& laid, const Pieces& pieces, float* mean, float* var_biased,
+                   float* var_unbiased) {
+  const auto kernel = kernels<T>();
+  const Layout& layout = laid.layout;
+  const T* x = static_cast<const T*>(laid.x.const_data_ptr());
+  std::vector<double> means(pieces.slots()), m2s(pieces.slots());
+  pieces.each([&](int64_t piece) {
+    double* piece_mean = means.data() + pieces.slot(piece);
+    double* piece_m2 = m2s.data() + pieces.slot(piece);
+    if (layout.pixels) {
+      kernel.pixels_moments(x + pieces.offset(piece), pieces.size(piece), layout.channels,
+                            layout.pixel_stride, piece_mean, piece_m2);
+    } else {
+      kernel.plane_moments(x + pieces.offset(piece), pieces.size(piece), piece_mean, piece_m2);
+    }
+  });
+  const double count = static_cast<double>(layout.values_per_channel());
+  for (int64_t c = 0; c < layout.channels; ++c) {
+    // First the mean, then the pieces' spread about it and within them: nothing cancels, and an
+    // infinite mean stays one.
+    double total = 0, total_m2 = 0;
+    pieces.of_channel(c, [&](int64_t slot, int64_t size) { total += means[slot] * size; });
+    const double total_mean = total / count;
+    pieces.of_channel(c, [&](int64_t slot, int64_t size) {
+      const double delta = means[slot] - total_mean;
+      total_m2 += m2s[slot] + delta * delta * size;
+    });
+    mean[c] = static_cast<float>(total_mean);
+    var_biased[c] = static_cast<float>(total_m2 / count);
+    var_unbiased[c] = static_cast<float>(total_m2 / (count - 1));
+  }
+}
+
+struct PerChannel {
+  explicit PerChannel(int64_t channels) : scale(channels), shift(channels) {}
+  std::vector<float> scale, shift;
+};
+
+PerChannel forward_affine(int64_t channels, const Floats& weight, const Floats& bias,
+                          const float* rstd) {
+  PerChannel affine(channels);
+  for (int64_t c = 0; c < channels; ++c) {
+    affine.scale[c] = weight.at(c, 1) * rstd[c];
+    affine.shift[c] = bias.at(c, 0);
+  }
+  return affine;
+}
+
+template <typename T>
+void forward(const Laid& laid, const Pieces& pieces, const PerChannel& affine, const float* mean,
+             float negative_slope, at::Tensor& y_tensor) {
+  const auto kernel = kernels<T>();
+  const Layout& layout = laid.layout;
+  const T* x = static_cast<const T*>(laid.x.const_data_ptr());
+  T* y = static_cast<T*>(y_tensor.mutable_data_ptr());
+  pieces.each([&](int64_t piece) {
+    const T* from = x + pieces.offset(piece);
+    T* to = y + pieces.dense_offset(piece);
+    if (layout.pixels) {
+      kernel.pixels_fwd(from, to, pieces.size(piece), layout.channels, layout.pixel_stride,
+                        {mean, affine.scale.data(), affine.shift.data(), negative_slope});
+    } else {
+      const int64_t c = pieces.channel(piece);
+      kernel.plane_fwd(from, to, pieces.size(piece),
+                       {mean[c], affine.scale[c], affine.shift[c], negative_slope});
+    }
+  });
+}
+
+// y, and mean, rstd and unbiased variance of the batch (in eval mode, what the running statistics
+// give, and no variance).
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cpu(
+    const at::Tensor& x, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& running_mean,
+    const std::optional<at::Tensor>& running_var, bool training, double eps,
+    double negative_slope) {
+  const char* op = "batch_norm_act_fwd";
+  check_input(op, x);
+  check_channels(op, "weight", weight, x);
+  check_channels(op, "bias", bias, x);
+  check_channels(op, "running_mean", running_mean, x);
+  check_channels(op, "running_var", running_var, x);
+  TORCH_CHECK(training || (running_mean && running_var), op,
+              ": expected running statistics, since training=False");
+  const Laid laid = lay_out(x);
+  const Pieces pieces(laid.layout);
+  const int64_t channels = x.size(1);
+  const auto options = x.options().dtype(at::kFloat);
+  at::Tensor mean = at::empty({channels}, options), rstd = at::empty({channels}, options),
+             var = at::empty({training ? channels : 0}, options);
+  float* mean_ptr = mean.mutable_data_ptr<float>();
+  float* rstd_ptr = rstd.mutable_data_ptr<float>();
+  if (training) {
+    TORCH_CHECK(laid.layout.values_per_channel() > 1, op,
+                ": expected more than 1 value per channel when training, got input size ",
+                x.sizes());
+    switch (x.scalar_type()) {
+      case at::kFloat:
+        batch_moments<float>(laid, pieces, mean_ptr, rstd_ptr, var.mutable_data_ptr<float>());
+        break;
+      case at::kBFloat16:
+        batch_moments<uint16_t>(laid, pieces, mean_ptr, rstd_ptr, var.mutable_data_ptr<float>());
+        break;
+      default:
+        refuse_dtype(op, x.scalar_type(), "float32 and bfloat16");
+    }
+  } else {
+    mean.copy_(*running_mean);
+    rstd.copy_(*running_var);
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    rstd_ptr[c] = static_cast<float>(1 / std::sqrt(static_cast<double>(rstd_ptr[c]) + eps));
+  }
+  const PerChannel affine = forward_affine(channels, Floats(weight), Floats(bias), rstd_ptr);
+  at::Tensor y = empty_in(laid);
+  const auto slope = static_cast<float>(negative_slope);
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      forward<float>(laid, pieces, affine, mean_ptr, slope, y);
+      break;
+    case at::kBFloat16:
+      forward<uint16_t>(laid, pieces, affine, mean_ptr, slope, y);
+      break;
+    default:
+      refuse_dtype(op, x.scalar_type(), "float32 and bfloat16");
+  }
+  return {y, mean, rstd, var};
+}
+
+template <typename T>
+void backward_sums(const Laid& laid, const Pieces& pieces, const T* grad_y,
+                   const PerChannel& affine, const float* mean, float negative_slope,
+                   double* sum_dz, double* sum_dz_x) {
+  const auto kernel = kernels<T>();
+  const Layout& layout = laid.layout;
+  const T* x = static_cast<const T*>(laid.x.const_data_ptr());
+  std::vector<double> dz(pieces.slots()), dz_x(pieces.slots());
+  pieces.each([&](int64_t piece) {
+    const T* from = x + pieces.offset(piece);
+    const T* grad = grad_y + pieces.dense_offset(piece);
+    double* piece_dz = dz.data() + pieces.slot(piece);
+    double* piece_dz_x = dz_x.data() + pieces.slot(piece);
+    if (layout.pixels) {
+      kernel.pixels_sums(grad, from, pieces.size(piece), layout.channels, layout.pixel_stride,
+                         {mean, affine.scale.data(), affine.shift.data(), negative_slope},
+                         piece_dz, piece_dz_x);
+    } else {
+      const int64_t c = pieces.channel(piece);
+      kernel.plane_sums(grad, from, pieces.size(piece),
+                        {mean[c], affine.scale[c], affine.shift[c], negative_slope}, piece_dz,
+                        piece_dz_x);
+    }
+  });
+  for (int64_t c = 0; c < layout.channels; ++c) {
+    sum_dz[c] = sum_dz_x[c] = 0;
+    pieces.of_channel(c, [&](int64_t slot, int64_t) {
+      sum_dz[c] += dz[slot];
+      sum_dz_x[c] += dz_x[slot];
+    });
+  }
+}
+
+template <typename T>
+void backward_apply(const Laid& laid, const Pieces& pieces, const T* grad_y,
+                    const PerChannel& affine, const PerChannel& grad, const float* mean,
+                    float negative_slope, T* grad_x) {
+  const auto kernel = kernels<T>();
+  const Layout& layout = laid.layout;
+  const T* x = static_cast<const T*>(laid.x.const_data_ptr());
+  pieces.each([&](int64_t piece) {
+    const T* from = x + pieces.offset(piece);
+    const int64_t dense = pieces.dense_offset(piece);
+    if (layout.pixels) {
+      kernel.pixels_bwd(grad_y + dense, from, grad_x + dense, pieces.size(piece), layout.channels,
+                        layout.pixel_stride,
+                        {{mean, affine.scale.data(), affine.shift.data(), negative_slope},
+                         grad.scale.data(),
+                         grad.shift.data()});
+    } else {
+      const int64_t c = pieces.channel(piece);
+      kernel.plane_bwd(grad_y + dense, from, grad_x + dense, pieces.size(piece),
+                       {{mean[c], affine.scale[c], affine.shift[c], negative_slope},
+                        grad.scale[c],
+                        grad.shift[c]});
+    }
+  });
+}
+
+template <typename T>
+void backward(const Laid& laid, const at::Tensor& grad_y_tensor, const PerChannel& affine,
+              const float* mean, const float* rstd, bool training, float negative_slope,
+              float* grad_weight, float* grad_bias, at::Tensor* grad_x) {
+  const Pieces pieces(laid.layout);
+  const int64_t channels = laid.layout.channels;
+  const T* grad_y = static_cast<const T*>(grad_y_tensor.const_data_ptr());
+  std::vector<double> sum_dz(channels), sum_dz_x(channels);
+  backward_sums<T>(laid, pieces, grad_y, affine, mean, negative_slope, sum_dz.data(),
+                   sum_dz_x.data());
+  PerChannel grad(channels);  // zero: running statistics do not depend on x
+  const double count = static_cast<double>(laid.layout.values_per_channel());
+  for (int64_t c = 0; c < channels; ++c) {
+    grad_weight[c] = static_cast<float>(sum_dz_x[c] * rstd[c]);
+    grad_bias[c] = static_cast<float>(sum_dz[c]);
+    if (training) {
+      const double r = rstd[c], scale = affine.scale[c];
+      grad.scale[c] = static_cast<float>(-scale * r * r * sum_dz_x[c] / count);
+      grad.shift[c] = static_cast<float>(-scale * sum_dz[c] / count);
+    }
+  }
+  if (grad_x != nullptr) {
+    backward_apply<T>(laid, pieces, grad_y, affine, grad, mean, negative_slope,
+                      static_cast<T*>(grad_x->mutable_data_ptr()));
+  }
+}
+
+// grad_x (empty if not needed), grad_weight and grad_bias in float32.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cpu(
+    const at::Tensor& grad_y, const at::Tensor& x, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& bias, const at::Tensor& mean, const at::Tensor& rstd,
+    bool training, double negative_slope, bool needs_grad_x) {
+  const char* op = "batch_norm_act_bwd";
+  check_input(op, x);
+  check_like(op, "x", x, "grad_y", grad_y);
+  check_channels(op, "weight", weight, x);
+  check_channels(op, "bias", bias, x);
+  check_channels(op, "mean", mean, x);
+  check_channels(op, "rstd", rstd, x);
+  const Laid laid = lay_out(x);
+  const int64_t channels = x.size(1);
+  const Floats means(mean), rstds(rstd);
+  const PerChannel affine = forward_affine(channels, Floats(weight), Floats(bias), rstds.values);
+  const auto options = x.options().dtype(at::kFloat);
+  at::Tensor grad_weight = at::empty({channels}, options),
+             grad_bias = at::empty({channels}, options);
+  at::Tensor grad_x = needs_grad_x ? empty_in(laid) : at::empty({0}, x.options());
+  const auto run = [&]<typename T>(T) {
+    backward<T>(laid, in_order_of(laid, grad_y), affine, means.values, rstds.values, training,
+                static_cast<float>(negative_slope), grad_weight.mutable_data_ptr<float>(),
+                grad_bias.mutable_data_ptr<float>(), needs_grad_x ? &grad_x : nullptr);
+  };
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      run(float{});
+      break;
+    case at::kBFloat16:
+      run(uint16_t{});
+      break;
+    default:
+      refuse_dtype(op, x.scalar_type(), "float32 and bfloat16");
+  }
+  return {grad_x, grad_weight, grad_bias};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(genimg, m) {
+  m.def(
+      "batch_norm_act_fwd(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean,"
+      " Tensor? running_var, bool training, float eps, float negative_slope)"
+      " -> (Tensor, Tensor, Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "batch_norm_act_bwd(Tensor grad_y, Tensor x, Tensor? weight, Tensor? bias, Tensor mean,"
+      " Tensor rstd, bool training, float negative_slope, bool needs_grad_x)"
+      " -> (Tensor, Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(genimg, CPU, m) {
+  m.impl("batch_norm_act_fwd", batch_norm_act_fwd_cpu);
+  m.impl("batch_norm_act_bwd", batch_norm_act_bwd_cpu);
+}
+
+}  // namespace genimg
