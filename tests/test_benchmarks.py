@@ -1,0 +1,121 @@
+"""The benchmarks: what is timed was checked, and the report says what the file says."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from genimg import bench
+from genimg.backends import OPS, Op
+from genimg.testing import Case, normal
+
+ROOT = Path(__file__).parent.parent
+
+
+def load_report():
+    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def entry(group, provider, median, backend="cpu"):
+    return {
+        "group": group,
+        "stats": {"median": median, "iqr": median / 10},
+        "extra_info": {"provider": provider, "backend": backend},
+    }
+
+
+def test_report(tmp_path, capsys):
+    results = tmp_path / "results.json"
+    rows = [
+        entry("relu big forward", "genimg", 0.002),
+        entry("relu big forward", "eager", 0.006, "eager"),
+        entry("relu big forward", "compile", 0.003, "compile"),
+        entry("relu big forward", "cpu", 0.002),
+    ]
+    results.write_text(json.dumps({"benchmarks": rows}))
+    report = load_report()
+    assert report.main([str(results)]) == 0
+    printed = capsys.readouterr().out
+    assert "| relu big forward | cpu | 2.000 | 6.000 |  | 3.000 |  | 2.000 | 1.50 (compile) |" in (
+        printed
+    )
+    assert (tmp_path / "report.md").read_text() == printed
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"benchmarks": []}', "[1]"])
+def test_report_refuses_other_files(tmp_path, capsys, text):
+    results = tmp_path / "results.json"
+    results.write_text(text)
+    assert load_report().main([str(results)]) == 2
+    assert "report: " in capsys.readouterr().err
+    assert load_report().main([str(tmp_path / "missing.json")]) == 2
+
+
+def test_one_benchmark_runs(tmp_path):
+    """pytest-benchmark on one case, and the report of its file."""
+    results = tmp_path / "results.json"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            str(ROOT / "benchmarks" / "bench_reparam_kl.py"),
+            "-c",
+            str(ROOT / "benchmarks" / "pytest.ini"),
+            f"--rootdir={ROOT}",
+            f"--benchmark-json={results}",
+            "-k",
+            "vae_step-forward_backward and (genimg or eager) and not compile",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    groups = load_report().load(results)
+    assert list(groups) == ["reparam_kl vae_step forward_backward"]
+    (rows,) = groups.values()
+    assert set(rows) == {"genimg", "eager", "eager_channels_last"}
+    assert all(row["ms"] > 0 for row in rows.values())
+
+
+def test_a_wrong_result_has_no_speed():
+    case = Case("wrong", "", lambda g: {"x": normal(g, 5)}, lambda op, t: op(t["x"]))
+    op = Op("wrong", lambda x, backend=None: x * 1.01, lambda x: x * 1.0, (case,))
+    try:
+        with pytest.raises(ArithmeticError, match="wrong wrong on reference: .* is off by"):
+            bench.measure(op, case)
+    finally:
+        del OPS["wrong"]
+
+
+def test_measure_and_render():
+    op = OPS["leaky_relu"]
+    case = next(case for case in op.cases if case.name == "discriminator_layer")
+    timing = bench.measure(op, case, seconds=0.01)
+    assert set(timing.milliseconds) == {"genimg", "eager"}
+    assert timing.ratio == timing.milliseconds["eager"] / timing.milliseconds["genimg"]
+    assert "discriminator_layer" in bench.render([timing])
+
+
+def test_eager_reparam_kl_is_the_textbook_s():
+    mu, logvar = torch.randn(4, 5), torch.randn(4, 5)
+    _, kl = bench.eager_reparam_kl(mu, logvar)
+    z, ours = OPS["reparam_kl"].reference(mu, logvar, sample=False)
+    torch.testing.assert_close(kl, ours, rtol=1e-4, atol=1e-4)
+    assert torch.equal(z, mu)
+
+
+def test_unknown_op_is_refused():
+    with pytest.raises(ValueError, match="unknown op 'conv3d'"):
+        bench.timed_cases(["conv3d"])
