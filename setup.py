@@ -1,137 +1,130 @@
-"""Hands the build over to CMake; metadata stand in pyproject.toml, flags in CMakeLists.txt.
+"""Builds genimg/_C by running CMake, which owns every decision about compilers and flags.
 
-GENIMG_BUILD=auto|cpu|cuda|none says what to build: auto goes cuda -> cpu -> none by what the
-machine has, a kind that is named fails loudly. The outcome goes into genimg/_build.json, which
-`genimg info` reads.
+``GENIMG_BUILD`` is ``auto`` (CUDA and CPU kernels, else CPU kernels alone, else none: the package
+works without any), ``cpu`` or ``cuda`` (these, or an error), or ``none``. What came of it, and why,
+is kept in ``genimg/_build.json``. Also honoured: ``MAX_JOBS``, ``DEBUG``, ``TORCH_CUDA_ARCH_LIST``,
+``CMAKE_ARGS``, and CMake's own variables (``CXX``, ``CUDAHOSTCXX``, ...).
 """
 
 import importlib.util
 import json
 import os
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
-from setuptools import Distribution, setup
-from setuptools.command.build_py import build_py
+from setuptools import Extension, setup
+from setuptools.command.build import build
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+VERSION = (ROOT / "genimg" / "VERSION").read_text(encoding="utf-8").strip()
 KINDS = ("auto", "cpu", "cuda", "none")
+KIND = os.environ.get("GENIMG_BUILD") or "auto"
+DEBUG = os.environ.get("DEBUG", "0") not in ("", "0")
+
+
+class BuildError(Exception):
+    """A build that cannot be had, in one sentence."""
+
+
+class Build(build):
+    """Runs build_ext even where there is no extension to build: it keeps the record of that."""
+
+    sub_commands = [("build_py", None), ("build_ext", None)]  # noqa: RUF012
+
+
+class BuildWithCMake(build_ext):
+    """Configures, builds and installs into the package."""
+
+    def run(self):
+        if KIND not in KINDS:
+            sys.exit(f"genimg: GENIMG_BUILD={KIND}: expected {', '.join(KINDS)}")
+        torch = torch_version()
+        package = (ROOT if self.inplace else Path(self.build_lib).resolve()) / "genimg"
+        package.mkdir(parents=True, exist_ok=True)
+        reason = "GENIMG_BUILD=none" if KIND == "none" else self.build_or_reason(package, torch)
+        record = package / "_build.json"
+        if reason is not None:
+            (package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").unlink(missing_ok=True)
+            facts = {"kind": "none", "reason": reason, "genimg": VERSION}
+            facts |= {"torch": torch["__version__"], "torch_cuda": torch["cuda"] or ""}
+            record.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        facts = json.loads(record.read_text(encoding="utf-8"))
+        print(f"genimg: kernels built: {facts['kind']} ({facts['reason']})", flush=True)
+
+    def build_or_reason(self, package, torch):
+        """None, or under ``auto`` the reason why no kernels could be built."""
+        try:
+            try:
+                cmake(package, torch, KIND)
+            except BuildError as error:
+                if KIND != "auto" or torch["cuda"] is None:
+                    raise
+                print(f"genimg: no CUDA kernels: {error}", flush=True)
+                cmake(package, torch, "cpu", f"no CUDA kernels: {error}")
+        except BuildError as error:
+            if KIND != "auto":
+                sys.exit(f"genimg: GENIMG_BUILD={KIND}: {error}")
+            return str(error)
+        return None
+
+
+def torch_version():
+    """The contents of torch/version.py, found without the seconds that importing torch takes."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit(
+            "genimg: torch is not installed in the environment that builds genimg: install it "
+            "first, then run pip install --no-build-isolation"
+        )
+    return runpy.run_path(str(Path(spec.submodule_search_locations[0]) / "version.py"))
+
+
+def cmake(package, torch, kind, reason=""):
+    """Build ``kind`` into ``package``, or raise :class:`BuildError`."""
+    tool, ninja = find_tool("cmake"), find_tool("ninja")
+    arguments = [
+        f"-DCMAKE_BUILD_TYPE={'Debug' if DEBUG else 'Release'}",
+        f"-DCMAKE_MAKE_PROGRAM={ninja}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DGENIMG_BUILD={kind}",
+        *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+    ]
+    folder = ROOT / "build" / f"{kind}-{sys.implementation.cache_tag}-torch{torch['__version__']}"
+    # Keep the objects, which Ninja judges; forget the tools that CMake found in an earlier run.
+    (folder / "CMakeCache.txt").unlink(missing_ok=True)
+    for found in folder.glob("CMakeFiles/[0-9]*"):
+        shutil.rmtree(found)
+    jobs = os.environ.get("MAX_JOBS")
+    steps = (
+        ["-S", ROOT, "-B", folder, "-GNinja", *arguments, f"-DGENIMG_REASON={reason}"],
+        ["--build", folder, *(["--parallel", jobs] if jobs else [])],
+        ["--install", folder, "--prefix", package],
+    )
+    for step in steps:
+        if subprocess.run([tool, *step], check=False).returncode != 0:
+            refusal = folder / "refusal.txt"
+            if refusal.exists():
+                raise BuildError(refusal.read_text(encoding="utf-8"))
+            raise BuildError("CMake or a compiler failed; pip install -v shows how")
 
 
 def find_tool(name):
-    """A program beside this interpreter (an environment need not be activated) or on PATH."""
-    beside = str(Path(sys.executable).parent)
-    return shutil.which(name, path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
+    """A program of this environment, which need not be activated, or of the PATH."""
+    here = sysconfig.get_path("scripts")
+    found = shutil.which(name, path=os.pathsep.join([here, os.environ.get("PATH", "")]))
+    if found is None:
+        raise BuildError(f"{name} is missing: pip install {name}")
+    return found
 
 
-def find_nvcc():
-    """nvcc from CUDA_HOME, PATH, or the wheel nvidia-cuda-nvcc."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    found = home and shutil.which("nvcc", path=str(Path(home) / "bin"))
-    spec = importlib.util.find_spec("nvidia")
-    wheels = [Path(p) for p in spec.submodule_search_locations] if spec else []
-    in_wheels = [str(p) for w in wheels for p in sorted(w.glob("cu*/bin/nvcc"), reverse=True)]
-    return found or shutil.which("nvcc") or next(iter(in_wheels), None)
-
-
-def find_compiler():
-    """A C++ compiler that runs."""
-    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
-        path = shutil.which(name)
-        if path and subprocess.run([path, "--version"], capture_output=True).returncode == 0:
-            return path
-    return None
-
-
-def why_not(kind, torch):
-    """Why this machine cannot build ``kind``, in one sentence, or None."""
-    if find_compiler() is None:
-        return "no C++ compiler: install g++ or clang++, or name one in CXX"
-    missing = [tool for tool in ("cmake", "ninja") if find_tool(tool) is None]
-    missing += [] if importlib.util.find_spec("pybind11") else ["pybind11"]
-    if missing:
-        return f"not installed: {', '.join(missing)}; pip install {' '.join(missing)}"
-    if kind == "cuda" and torch.version.cuda is None:
-        return f"torch {torch.__version__} is a build without CUDA"
-    if kind == "cuda" and find_nvcc() is None:
-        return "no nvcc on PATH, in CUDA_HOME or among the installed wheels"
-    return None
-
-
-def run_cmake(kind, torch, output):
-    """Configure and build; raises CalledProcessError."""
-    tag = f"{sys.implementation.cache_tag}-{kind}-{torch.__version__}"
-    build = ROOT / "build" / f"cmake-{tag}"
-    pybind11 = importlib.import_module("pybind11")
-    debug = os.environ.get("DEBUG", "").lower() in ("1", "on", "true")
-    configure = [
-        find_tool("cmake"), "-S", str(ROOT), "-B", str(build), "-GNinja",
-        f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
-        f"-DCMAKE_BUILD_TYPE={'Debug' if debug else 'Release'}",
-        f"-DCMAKE_CXX_COMPILER={find_compiler()}",
-        f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-        f"-DGENIMG_OUTPUT_DIR={output}",
-        f"-DGENIMG_CUDA={'ON' if kind == 'cuda' else 'OFF'}",
-    ]  # fmt: skip
-    if kind == "cuda":
-        configure += [f"-DCMAKE_CUDA_COMPILER={find_nvcc()}"]
-    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-    subprocess.run(configure, check=True)
-    subprocess.run([find_tool("cmake"), "--build", str(build), *jobs], check=True)
-
-
-def build_native(output):
-    """Build what GENIMG_BUILD asks for into ``output`` and note the outcome there."""
-    wanted = os.environ.get("GENIMG_BUILD") or "auto"
-    if wanted not in KINDS:
-        sys.exit(f"GENIMG_BUILD={wanted} is unknown: expected one of {', '.join(KINDS)}")
-    for stale in output.glob("_C.*.so"):
-        stale.unlink()
-    torch, reasons, built = None, [], "none"
-    if wanted != "none":
-        if importlib.util.find_spec("torch") is None:
-            sys.exit("genimg is built against the torch it runs with: install torch first, then "
-                     "pip install --no-build-isolation genimg")  # fmt: skip
-        torch = importlib.import_module("torch")
-        for kind in ("cuda", "cpu") if wanted == "auto" else (wanted,):
-            reason = why_not(kind, torch)
-            if reason is None:
-                try:
-                    run_cmake(kind, torch, output)
-                    built = kind
-                    break
-                except subprocess.CalledProcessError as error:
-                    reason = f"the build failed, see above: {Path(error.cmd[0]).name} gave " \
-                             f"{error.returncode}"  # fmt: skip
-            if wanted != "auto":
-                sys.exit(f"genimg: GENIMG_BUILD={wanted} cannot be built: {reason}")
-            reasons.append(f"no {kind} kernels: {reason}")
-    else:
-        reasons.append("GENIMG_BUILD=none")
-    outcome = {"kind": built, "reason": "; ".join(reasons)}
-    outcome["torch"] = torch.__version__ if torch else None
-    (output / "_build.json").write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
-    print(f"genimg: built {built}" + (f" ({outcome['reason']})" if reasons else ""), flush=True)
-
-
-class BuildPy(build_py):
-    """The Python files, then the compiled module beside them."""
-
-    def run(self):
-        super().run()
-        output = ROOT / "genimg" if self.editable_mode else Path(self.build_lib, "genimg").resolve()
-        output.mkdir(parents=True, exist_ok=True)
-        build_native(output)
-
-
-class PlatformDistribution(Distribution):
-    """A wheel of compiled code belongs to one platform; without it, to all."""
-
-    def has_ext_modules(self):
-        return os.environ.get("GENIMG_BUILD") != "none"
-
-
-setup(cmdclass={"build_py": BuildPy}, distclass=PlatformDistribution)
+setup(
+    cmdclass={"build": Build, "build_ext": BuildWithCMake},
+    # Named, so that a wheel with kernels is tagged with its platform and one without is not.
+    ext_modules=[] if KIND == "none" else [Extension("genimg._C", [])],
+)

@@ -26,7 +26,7 @@ constexpr int64_t kPiece = 16384;
 // How a tensor lies in memory: planes of one channel, or pixels of all channels.
 struct Layout {
   bool pixels;
-  int64_t batch, channels, plane;       // N, C, and H * W
+  int64_t batch, channels, plane;        // N, C, and H * W
   int64_t batch_stride, channel_stride;  // of planes
   int64_t pixel_stride;                  // of pixels
 
@@ -132,10 +132,10 @@ struct Pieces {
   void each(Run run) const {
     const int64_t elements = layout.batch * layout.channels * layout.plane;
     const int64_t mean = std::max<int64_t>(1, elements / std::max<int64_t>(1, count));
-    at::parallel_for(0, count, std::max<int64_t>(1, kPiece / mean), [&](int64_t first,
-                                                                       int64_t last) {
-      for (int64_t piece = first; piece < last; ++piece) run(piece);
-    });
+    at::parallel_for(0, count, std::max<int64_t>(1, kPiece / mean),
+                     [&](int64_t first, int64_t last) {
+                       for (int64_t piece = first; piece < last; ++piece) run(piece);
+                     });
   }
 
   const Layout layout;
@@ -328,8 +328,8 @@ void backward_sums(const Laid& laid, const Pieces& pieces, const T* grad_y,
     double* piece_dz_x = dz_x.data() + pieces.slot(piece);
     if (layout.pixels) {
       kernel.pixels_sums(grad, from, pieces.size(piece), layout.channels, layout.pixel_stride,
-                         {mean, affine.scale.data(), affine.shift.data(), negative_slope},
-                         piece_dz, piece_dz_x);
+                         {mean, affine.scale.data(), affine.shift.data(), negative_slope}, piece_dz,
+                         piece_dz_x);
     } else {
       const int64_t c = pieces.channel(piece);
       kernel.plane_sums(grad, from, pieces.size(piece),

@@ -42,7 +42,8 @@ void bwd_range(at::TensorIterator& iter, Kernel kernel, float slope) {
 
 at::Tensor leaky_relu_fwd_cpu(const at::Tensor& x, double negative_slope) {
   const auto slope = static_cast<float>(negative_slope);
-  auto iter = at::TensorIteratorConfig().add_owned_output(at::TensorBase()).add_const_input(x).build();
+  auto iter =
+      at::TensorIteratorConfig().add_owned_output(at::TensorBase()).add_const_input(x).build();
   switch (x.scalar_type()) {
     case at::kFloat:
       fwd_range<float>(iter, GENIMG_CPU_KERNEL(leaky_relu_fwd_f32), slope);
@@ -95,10 +96,10 @@ void launch_fwd(const at::Tensor& x, at::Tensor& y, float slope) {
 
 template <typename T>
 void launch_bwd(const at::Tensor& grad_y, const at::Tensor& x, at::Tensor& grad_x, float slope) {
-  C10_CUDA_CHECK(cuda::launch_leaky_relu_bwd(
-      static_cast<const T*>(grad_y.const_data_ptr()), static_cast<const T*>(x.const_data_ptr()),
-      static_cast<T*>(grad_x.mutable_data_ptr()), x.numel(), slope,
-      c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(cuda::launch_leaky_relu_bwd(static_cast<const T*>(grad_y.const_data_ptr()),
+                                             static_cast<const T*>(x.const_data_ptr()),
+                                             static_cast<T*>(grad_x.mutable_data_ptr()), x.numel(),
+                                             slope, c10::cuda::getCurrentCUDAStream()));
 }
 
 at::Tensor leaky_relu_fwd_cuda(const at::Tensor& x, double negative_slope) {

@@ -1,52 +1,38 @@
-// The importable module genimg._C: build_info() alone. The ops register themselves with torch when
-// the library is loaded, each in its own file.
+// The importable module. The ops themselves go through TORCH_LIBRARY: each file registers its own.
 #include <pybind11/pybind11.h>
 #include <torch/library.h>
-#include <torch/version.h>
 
 #include <exception>
 
 #include "../kernels/cpu/isa.h"
+#include "build_record.h"
 
-TORCH_LIBRARY(genimg, m) { m.set_python_module("genimg._native"); }
+namespace py = pybind11;
 
+namespace genimg {
 namespace {
 
-pybind11::dict build_info() {
-  pybind11::dict info;
-  info["torch"] = TORCH_VERSION;
-  info["compiler"] = GENIMG_COMPILER;
-  info["debug"] =
-#ifdef NDEBUG
-      false;
-#else
-      true;
-#endif
-  pybind11::list levels;
-  levels.append("baseline");
-#ifdef GENIMG_X86_LEVELS
-  levels.append("avx2");
-  levels.append("avx512");
-#endif
-  info["isas"] = levels;
+py::dict build_info() {
+  py::dict info = py::module_::import("json").attr("loads")(kBuildRecord);
   try {
-    info["isa"] = genimg::cpu::isa_name(genimg::cpu::active_isa());
-  } catch (const std::exception& error) {
+    info["isa"] = cpu::isa_name(cpu::active_isa());
+  } catch (const std::exception& error) {  // GENIMG_CPU_ISA names what cannot be had
     info["isa"] = error.what();
   }
-#ifdef GENIMG_WITH_CUDA
-  info["cuda"] = GENIMG_CUDA_VERSION;
-  info["cuda_archs"] = GENIMG_CUDA_ARCHS;
-#else
-  info["cuda"] = pybind11::none();
-  info["cuda_archs"] = "";
-#endif
   return info;
 }
 
 }  // namespace
 
+// Claims the namespace: a second library of the name is refused. Ops come to it as fragments.
+TORCH_LIBRARY(genimg, /*library*/) {}
+
+}  // namespace genimg
+
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Compiled kernels of genimg; their ops are under torch.ops.genimg.";
-  m.def("build_info", &build_info, "What this module was built from and for.");
+  m.doc() = "genimg's kernels for the CPU and for CUDA; the ops are in torch.ops.genimg.";
+  m.def(
+      "build_info", &genimg::build_info,
+      "What was built, with what and why (genimg/_build.json), and the instruction-set level that "
+      "the CPU kernels run at.");
 }

@@ -1,79 +1,114 @@
-"""Loads the compiled module ``genimg._C`` once, and keeps the reason if it cannot.
+"""Loads the C++ module ``genimg._C`` once, on import, and keeps the reason if it cannot.
 
-Nothing is compiled at import, and import never fails here: without the module the other backends
-serve.
+The record of the build, ``genimg/_build.json``, is compared with the running torch before the
+library is opened: one that was compiled against another torch may crash, not just fail to load.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
-_FOLDER = Path(__file__).parent
+_PACKAGE = Path(__file__).resolve().parent
 
 
-def read_outcome(folder: Path = _FOLDER) -> dict[str, Any]:
-    """What the build noted about itself; empty where there was none."""
+def load() -> ModuleType | None:
+    """The module ``genimg._C``, or None where :func:`why_not` gives a reason."""
+    return _module
+
+
+def available() -> bool:
+    """Whether the C++ ops, ``torch.ops.genimg.*``, are there."""
+    return _module is not None
+
+
+def why_not() -> str | None:
+    """Why there are no compiled kernels, or None if there are."""
+    return _why_not
+
+
+def why_not_cuda() -> str | None:
+    """Why there are no compiled CUDA kernels, or None if there are; says nothing of a GPU."""
+    return _why_not_cuda
+
+
+def build_info() -> dict[str, Any]:
+    """The record of the build, empty if there was none.
+
+    Where the module is loaded there is also ``isa``, the level that the CPU kernels run at, or the
+    complaint about ``GENIMG_CPU_ISA`` that they raise.
+    """
+    return dict(_record) if _module is None else {**_record, **_module.build_info()}
+
+
+def rebuild_command() -> str:
+    """The command that builds the kernels for the running torch."""
+    source = _PACKAGE.parent
+    if (source / "CMakeLists.txt").exists():
+        return f"pip install --no-build-isolation -e {source}"
+    return "pip install --no-build-isolation --no-deps --force-reinstall genimg"
+
+
+def _read_record() -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / "_build.json").read_text(encoding="utf-8")))
+        record = json.loads((_PACKAGE / "_build.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return record if isinstance(record, dict) else {}
 
 
-def refuse(outcome: dict[str, Any], running: str) -> str | None:
-    """Why the build cannot be loaded under the torch that runs, or None.
+def _describe(version: str, cuda: str | None) -> str:
+    return f"torch {version.split('+')[0]} ({f'CUDA {cuda}' if cuda else 'without CUDA'})"
 
-    Decided before the library is opened: one built for another torch may crash the process.
-    """
-    if outcome.get("kind", "none") == "none":
-        reason = outcome.get("reason") or "genimg was installed without a build"
-        return f"no compiled kernels ({reason}); see docs/building.md"
-    if outcome["torch"] != running:
+
+def _check(record: dict[str, Any]) -> str | None:
+    """Why the library must not be opened, or None."""
+    if not record:
+        return f"no compiled kernels (they were never built); build them: {rebuild_command()}"
+    if record.get("kind") == "none":
+        return f"no compiled kernels ({record.get('reason')}); see docs/building.md"
+    built = _describe(str(record.get("torch")), record.get("torch_cuda"))
+    running = _describe(torch.__version__, torch.version.cuda)
+    if built != running:
         return (
-            f"the compiled kernels were built for torch {outcome['torch']}, but torch {running} "
-            "runs; rebuild: pip install --no-build-isolation --force-reinstall --no-deps genimg"
+            f"the compiled kernels were built for {built}, but {running} runs; "
+            f"rebuild: {rebuild_command()}"
         )
     return None
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
-    reason = refuse(read_outcome(), torch.__version__)
+    reason = _check(_record)
     if reason is not None:
         return None, reason
+    # Here and nowhere else: with two copies of genimg on the path, the import system could find the
+    # other one's library.
+    spec = PathFinder.find_spec("genimg._C", [str(_PACKAGE)])
+    if spec is None or spec.loader is None:
+        python = _record.get("python")
+        reason = f"the compiled kernels were built for Python {python}, and there are none for this"
+        return None, f"{reason}; rebuild: {rebuild_command()}"
     try:
-        return importlib.import_module("genimg._C"), None
-    except ImportError as error:
-        return None, f"the compiled kernels do not load: {error}"
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        return None, f"the compiled kernels do not load ({error}); rebuild: {rebuild_command()}"
+    sys.modules[spec.name] = module
+    return module, None
 
 
-# torch.compile guards on module globals, so these stay plain values.
-_module, _reason = _load()
-_info: dict[str, Any] = dict(_module.build_info()) if _module is not None else {}
-_reason_cuda: str | None = _reason or (
-    None if _info["cuda"] else "the compiled kernels were built without CUDA; see docs/building.md"
-)
-
-
-def available() -> bool:
-    """Whether ``torch.ops.genimg`` has its compiled ops."""
-    return _module is not None
-
-
-def why_not() -> str | None:
-    """Why there are no compiled ops, or None if there are."""
-    return _reason
-
-
-def why_not_cuda() -> str | None:
-    """Why there are no compiled CUDA kernels, or None if there are."""
-    return _reason_cuda
-
-
-def build_info() -> dict[str, Any]:
-    """What the module was built from and for; empty without one."""
-    return dict(_info)
+_record = _read_record()
+_module, _why_not = _load()
+_why_not_cuda = _why_not
+if _why_not is None and _record["kind"] != "cuda":
+    _why_not_cuda = (
+        f"the compiled kernels were built without CUDA ({_record.get('reason')}); "
+        "see docs/building.md"
+    )

@@ -92,6 +92,12 @@ def check(
         unknown = [name for name in given if name not in known]
         if unknown:
             raise ValueError(f"unknown {what} {unknown[0]!r}; there are {', '.join(known)}")
+    return _rows(names, kinds, tuple(dtypes), slow, backends is not None)
+
+
+def _rows(
+    names: list[str], kinds: list[str], dtypes: tuple[torch.dtype, ...], slow: bool, named: bool
+) -> Iterator[Row]:
     for name in names:
         op = OPS[name]
         for case in op.cases:
@@ -99,7 +105,7 @@ def check(
                 continue
             for device in devices():
                 for dtype in dtypes:
-                    yield from _check_on(op, case, kinds, dtype, device, backends is not None)
+                    yield from _check_on(op, case, kinds, dtype, device, named)
 
 
 def _check_on(

@@ -99,8 +99,8 @@ def convert(
 
     Left alone, with the reason in the report: subclasses of torch's layers (lazy, parametrized and
     user-defined ones among them), layers of other dimensions, modules whose ``forward`` was
-    replaced on the instance. Layers with hooks, ``weight_norm`` and ``spectral_norm`` among them, are
-    converted but not fused, so that their hooks run.
+    replaced on the instance. Layers with hooks, ``weight_norm`` and ``spectral_norm`` among them,
+    are converted but not fused, so that their hooks run.
 
     Args:
         model: any module.

@@ -238,7 +238,8 @@ def _refuse_parameters(x: Tensor, *parameters: Tensor | None) -> str | None:
         if parameter is not None and (
             tuple(parameter.shape) != (x.shape[1],) or parameter.device != x.device
         ):
-            return f"a parameter of shape {tuple(parameter.shape)} on {parameter.device} does not fit"
+            shape = tuple(parameter.shape)
+            return f"a parameter of shape {shape} on {parameter.device} does not fit"
     return None
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from genimg.models import gan, vae
 from genimg.train.errors import CheckpointError
 from genimg.train.files import printable, reason, write_whole
 
@@ -115,8 +115,8 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[s
         except CheckpointError as error:
             errors.append(error)
             continue
-        for error in errors:
-            warn(f"{error}; going on from {path.name}")
+        for passed in errors:
+            warn(f"{passed}; going on from {path.name}")
         return path, state
     raise CheckpointError("; ".join(map(str, errors)))
 
@@ -125,17 +125,17 @@ def _digest(name: str, config: Any, tensors: dict[str, torch.Tensor]) -> str:
     sha = hashlib.sha256(json.dumps([name, config], sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 
-def _classes() -> dict[str, type[nn.Module]]:
-    from genimg.models import gan, vae
+_CLASSES: dict[str, type[gan.Generator] | type[vae.VAE]] = {
+    "gan.Generator": gan.Generator,
+    "vae.VAE": vae.VAE,
+}
 
-    return {"gan.Generator": gan.Generator, "vae.VAE": vae.VAE}
 
-
-def save_model(path: Path, model: nn.Module) -> None:
+def save_model(path: Path, model: gan.Generator | vae.VAE) -> None:
     """Writes ``model`` so that `load_model` can build it again.
 
     Args:
@@ -148,14 +148,14 @@ def save_model(path: Path, model: nn.Module) -> None:
     import safetensors.torch
 
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    name = next(k for k, cls in _classes().items() if type(model) is cls)
+    name = next(k for k, cls in _CLASSES.items() if type(model) is cls)
     digest = _digest(name, model.config, tensors)
     about = {"model": name, "config": model.config, "sha256": digest}
     metadata = {_KEY: json.dumps(about, sort_keys=True)}
     write_whole(path, safetensors.torch.save(tensors, metadata))
 
 
-def load_model(path: Path, device: torch.device | str = "cpu") -> nn.Module:
+def load_model(path: Path, device: torch.device | str = "cpu") -> gan.Generator | vae.VAE:
     """Builds the model in a model file or in a run folder, in eval mode.
 
     Raises:
@@ -185,7 +185,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> nn.Module:
     if digest != _digest(name, config, tensors):
         raise CheckpointError(f"{printable(path)} is damaged: its content has another SHA-256")
     try:
-        model = _classes()[name](**config)
+        model: gan.Generator | vae.VAE = _CLASSES[name](**config)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(

@@ -122,11 +122,14 @@ def digits(*, size: int, channels: int = 1) -> Images:
 
     scans = load_digits().images.astype(np.float32) * (255 / 16)  # [1797, 8, 8], values 0..16
     enlarged = np.stack(
-        [np.asarray(Image.fromarray(s).resize((size, size), Image.Resampling.BICUBIC)) for s in scans]
+        [
+            np.asarray(Image.fromarray(s).resize((size, size), Image.Resampling.BICUBIC))
+            for s in scans
+        ]
     )
     grey = torch.from_numpy(enlarged.round().clip(0, 255).astype(np.uint8))  # [N, H, W]
     pixels = grey[:, None].expand(-1, channels, -1, -1).contiguous()
-    fingerprint = hashlib.sha256(pixels.numpy()).hexdigest()
+    fingerprint = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
     return Images("digits", pixels, size=size, channels=channels, fingerprint=fingerprint)
 
 
@@ -170,7 +173,7 @@ def folder(
                     continue
                 kept.append(path)
                 sha.update(name + b"\0")
-                sha.update(got)
+                sha.update(got.tobytes())
                 if arrays is not None:
                     arrays.append(got)
                     if len(kept) * got.nbytes > in_memory_bytes:

@@ -5,6 +5,7 @@ The numbers of steps are fixed, not the time, so that the same seed draws the sa
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import time
@@ -26,10 +27,11 @@ from genimg.train.run import build_trainer
 from genimg.train.sampling import draw, interpolate, latents, seed_for
 from genimg.train.vae import VAETrainer
 
-# Narrower than the presets, and with a larger learning rate than the article's 2e-4: what makes
-# digits out of noise in the time that there is.
-VAE = Options("vae", width=32, latent_dim=16, batch_size=64, steps=1000, lr=1e-3, beta1=0.9)
-GAN = Options("gan", width=32, latent_dim=64, batch_size=64, steps=1000, lr=5e-4)
+# Half the presets' width, small batches and a larger learning rate than the article's 2e-4 make the
+# most of a minute. With beta 4 the samples come closer to the digits, and the reconstructions move
+# a little away from theirs.
+VAE = Options("vae", width=32, latent_dim=16, batch_size=32, steps=2000, lr=1e-3, beta=4.0)
+GAN = Options("gan", width=32, latent_dim=64, batch_size=32, steps=2000, lr=5e-4)
 
 _COLUMNS = 16
 _ROWS = 6
@@ -80,14 +82,16 @@ def run(
     written = [*files.values(), *models.values()]
     seconds = time.monotonic() - began
     say(f"{seconds:.0f} s; wrote {', '.join(map(printable, written))}")
-    say(f"more digits: genimg sample {printable(models['gan'])} --out {printable(out / 'more.png')}")
+    say(
+        f"more digits: genimg sample {printable(models['gan'])} --out {printable(out / 'more.png')}"
+    )
     return written
 
 
 def _train(options: Options, images: Images) -> _Trained:
-    options = options.resolved()
+    options = dataclasses.replace(options.resolved(), channels=images.channels)
     order = Order(len(images), options.batch_size, seed_for(options.seed, "order"))
-    result = _Trained(build_trainer(options, channels=images.channels))
+    result = _Trained(build_trainer(options))
     with Progress(options.steps, batch_size=options.batch_size, label=options.model) as progress:
         for step in range(1, options.steps + 1):
             x = images.batch(order.next()).to(options.device)

@@ -30,15 +30,17 @@ def reason(error: BaseException) -> str:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it.
+    """Makes a folder and those above it, unless they are there.
 
     Raises:
-        FileError: if it cannot be made, or something else has its name.
+        FileError: if it cannot be made or written to, or something else has its name.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"cannot make the folder {printable(path)}: {reason(error)}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise FileError(f"cannot write to the folder {printable(path)}: Permission denied")
 
 
 def sync_folder(folder: Path) -> None:

@@ -43,7 +43,6 @@ class GANTrainer:
         self.generator = generator.train()
         self.discriminator = discriminator.train()
         self.loss = loss
-        self.latent_dim = sampling.latent_dim(generator)
         self.device = next(generator.parameters()).device
         self.noise = torch.Generator(self.device).manual_seed(seed)
         self.optimizer_g = torch.optim.Adam(generator.parameters(), lr=lr, betas=betas)
@@ -77,7 +76,9 @@ class GANTrainer:
 
         # Only the way through the discriminator is wanted now, not its weights' gradients.
         self.discriminator.requires_grad_(False)
-        loss_g = generator_loss(self.discriminator(self.generator(self._latents(len(x)))), self.loss)
+        loss_g = generator_loss(
+            self.discriminator(self.generator(self._latents(len(x)))), self.loss
+        )
         self.optimizer_g.zero_grad()
         loss_g.backward()
         self.optimizer_g.step()
@@ -91,7 +92,7 @@ class GANTrainer:
         }
 
     def _latents(self, n: int) -> Tensor:
-        return torch.randn(n, self.latent_dim, generator=self.noise, device=self.device)
+        return torch.randn(n, self.generator.latent_dim, generator=self.noise, device=self.device)
 
     def pictures(self, z: Tensor, reals: Tensor) -> dict[str, Tensor]:
         """What the run shows of itself: the images that ``z`` gives."""

@@ -78,7 +78,9 @@ def reconstruction_loss(reconstruction: Tensor, x: Tensor, kind: str = "mse") ->
     elif kind == "bce":
         error = F.binary_cross_entropy((reconstruction + 1) / 2, (x + 1) / 2, reduction="none")
     else:
-        raise ValueError(f"reconstruction loss is one of {', '.join(RECONSTRUCTIONS)}, not {kind!r}")
+        raise ValueError(
+            f"reconstruction loss is one of {', '.join(RECONSTRUCTIONS)}, not {kind!r}"
+        )
     return error.flatten(1).sum(1)
 
 

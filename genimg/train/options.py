@@ -112,6 +112,11 @@ class Options:
         threads = self.threads or torch.get_num_threads()
         return dataclasses.replace(self, device=device, data=data, threads=threads)
 
+    def told(self) -> dict[str, Any]:
+        """As JSON for a person: without the other model's options."""
+        other = ("recon", "beta") if self.model == "gan" else ("loss",)
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in other}
+
     def changed(self, changes: dict[str, Any]) -> Options:
         """For going on with a run.
 

@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import TextIO
 
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 PLAIN_SECONDS = 10.0
 """Without a terminal, how much time is between two lines."""

@@ -39,7 +39,12 @@ _NAMED = 10  # skipped files named on the terminal; options.json names all
 
 
 def start(
-    options: Options, out: Path, *, epochs: int | None = None, dry_run: bool = False, say: Say = print
+    options: Options,
+    out: Path,
+    *,
+    epochs: int | None = None,
+    dry_run: bool = False,
+    say: Say = print,
 ) -> Path | None:
     """Trains in a new numbered folder.
 
@@ -74,8 +79,13 @@ def start(
 
 
 def resume(
-    place: Path, changes: dict[str, Any], *, model: str, epochs: int | None = None,
-    dry_run: bool = False, say: Say = print,
+    place: Path,
+    changes: dict[str, Any],
+    *,
+    model: str,
+    epochs: int | None = None,
+    dry_run: bool = False,
+    say: Say = print,
 ) -> Path | None:
     """Goes on with the run in a folder, from its newest good checkpoint.
 
@@ -122,7 +132,7 @@ def resume(
     return place
 
 
-def build_trainer(options: Options, *, channels: int) -> GANTrainer | VAETrainer:
+def build_trainer(options: Options) -> GANTrainer | VAETrainer:
     """Fresh networks on the options' device, with the trainer around them.
 
     The global random state is left at where the weights' initialisation left it.
@@ -132,7 +142,7 @@ def build_trainer(options: Options, *, channels: int) -> GANTrainer | VAETrainer
     """
     shape: dict[str, Any] = {
         "image_size": options.image_size,
-        "channels": channels,
+        "channels": options.channels,
         "width": options.width,
     }
     how: dict[str, Any] = {
@@ -145,7 +155,10 @@ def build_trainer(options: Options, *, channels: int) -> GANTrainer | VAETrainer
         if options.model == "gan":
             generator = gan.Generator(options.preset, latent_dim=options.latent_dim, **shape)
             discriminator = gan.Discriminator(options.preset, **shape)
-            generator, discriminator = generator.to(options.device), discriminator.to(options.device)
+            generator, discriminator = (
+                generator.to(options.device),
+                discriminator.to(options.device),
+            )
             return GANTrainer(generator, discriminator, loss=options.loss, **how)
         model = vae.VAE(options.preset, latent_dim=options.latent_dim, **shape).to(options.device)
         return VAETrainer(model, recon=options.recon, beta=options.beta, **how)
@@ -182,13 +195,14 @@ class Run:
     """
 
     def __init__(self, options: Options, *, say: Say = print) -> None:
-        self.options = options = options.resolved()
+        options = options.resolved()
         torch.set_num_threads(options.threads or 1)
         self.images = open_images(options.data, size=options.image_size, channels=options.channels)
         _tell_skipped(self.images, say)
         order_seed = seed_for(options.seed, "order")
         self.order = Order(len(self.images), options.batch_size, order_seed)
-        self.trainer = build_trainer(options, channels=self.images.channels)
+        self.options = dataclasses.replace(options, channels=self.images.channels)
+        self.trainer = build_trainer(self.options)
         self.step = 0
         self._means = Means()
         self._pending: list[dict[str, Tensor]] = []
@@ -214,7 +228,12 @@ class Run:
             "sha256": self.images.fingerprint,
             "skipped": [dataclasses.asdict(s) for s in self.images.skipped],
         }
-        about = {"options": dataclasses.asdict(self.options), "data": data, "torch": torch.__version__}
+        about = {
+            "options": self.options.told(),
+            "config": self.trainer.model.config,
+            "data": data,
+            "torch": torch.__version__,
+        }
         folder.write_json(place / "options.json", about)
 
     def state_dict(self) -> dict[str, Any]:
@@ -299,8 +318,8 @@ class Run:
                     self._save(place, log)
                 if stopped is not None and self.step < options.steps:
                     raise InterruptedRunError(
-                        f"interrupted at step {self.step}, which is saved; go on with: genimg train "
-                        f"{options.model} --resume {printable(place)}",
+                        f"interrupted at step {self.step}, which is saved; go on with: genimg "
+                        f"train {options.model} --resume {printable(place)}",
                         stopped,
                     )
 
@@ -325,7 +344,11 @@ class Run:
             self._latest = values
 
     def _stop(self, what: str) -> None:
-        kept = f"last good checkpoint: {printable(self._saved)}" if self._saved else "no checkpoint yet"
+        kept = (
+            f"last good checkpoint: {printable(self._saved)}"
+            if self._saved
+            else "no checkpoint yet"
+        )
         raise NonFiniteError(f"{what}: the run stops; {kept}; a smaller --lr may help")
 
     def _snapshot(self, place: Path, z: Tensor, reals: Tensor) -> None:

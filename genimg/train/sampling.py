@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from genimg.models import gan, vae
+
+Model = gan.Generator | vae.VAE
 
 _CHUNK = 256
 
@@ -16,24 +20,17 @@ def seed_for(seed: int, use: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1  # what torch.Generator takes
 
 
-def latents(n: int, model: nn.Module, seed: int) -> Tensor:
+def latents(n: int, model: Model, seed: int) -> Tensor:
     """``n`` latent vectors from N(0, 1), ``[n, latent_dim]``.
 
     They are drawn on the CPU, so that a seed means the same vectors on every device.
     """
     generator = torch.Generator().manual_seed(seed_for(seed, "latents"))
-    return torch.randn(n, latent_dim(model), generator=generator)
-
-
-def latent_dim(model: nn.Module) -> int:
-    """The length of ``model``'s latent vectors."""
-    dim = model.config["latent_dim"]
-    assert isinstance(dim, int)
-    return dim
+    return torch.randn(n, model.latent_dim, generator=generator)
 
 
 @torch.no_grad()
-def draw(model: nn.Module, z: Tensor) -> Tensor:
+def draw(model: Model, z: Tensor) -> Tensor:
     """What a generator or a VAE's decoder makes of ``z``, in eval mode.
 
     Args:
@@ -43,7 +40,7 @@ def draw(model: nn.Module, z: Tensor) -> Tensor:
     Returns:
         ``[N, C, H, W]`` in [-1, 1], on the CPU.
     """
-    decode = getattr(model, "decoder", model)
+    decode = model.decoder if isinstance(model, vae.VAE) else model
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -59,12 +56,13 @@ def interpolate(a: Tensor, b: Tensor, steps: int, *, spherical: bool = True) -> 
     ``spherical``: ``sin((1 - t)ω)/sin ω · a + sin(tω)/sin ω · b``, ω the angle between a and b
     (Shoemake, 1985; for latent spaces White, 2016). Normal vectors of many dimensions lie near a
     sphere; a straight line would cut through the inside, where no sample ever is. Where sin ω
-    vanishes, and without ``spherical``, it is ``(1 - t) a + t b``.
+    vanishes it is the straight ``(1 - t) a + t b``.
 
     Args:
         a: ``[N, D]``.
         b: ``[N, D]``.
         steps: 2 or more.
+        spherical: false for the straight line everywhere.
 
     Returns:
         ``[N, steps, D]`` in ``a``'s dtype.

@@ -42,7 +42,6 @@ class VAETrainer:
         self.vae = model.train()
         self.recon = recon
         self.beta = beta
-        self.latent_dim = sampling.latent_dim(model)
         self.device = next(model.parameters()).device
         self.noise = torch.Generator(self.device).manual_seed(seed)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=betas)

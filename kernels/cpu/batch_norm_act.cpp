@@ -7,8 +7,8 @@ namespace {
 
 constexpr int kLanes = 16;
 
-// Sums of a plane: so many lanes side by side, then one after the other, in an order that depends on
-// nothing but n.
+// Sums of a plane: so many lanes side by side, then one after the other, in an order that depends
+// on nothing but n.
 struct Lanes {
   double values[kLanes] = {};
 

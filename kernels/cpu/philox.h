@@ -18,9 +18,7 @@ inline void multiply(uint32_t a, uint32_t b, uint32_t* high, uint32_t* low) {
 }
 
 // Uniform in (0, 1]: w 2^-32 + 2^-33, the word rounded to float first.
-inline float to_uniform(uint32_t word) {
-  return static_cast<float>(word) * 0x1p-32f + 0x1p-33f;
-}
+inline float to_uniform(uint32_t word) { return static_cast<float>(word) * 0x1p-32f + 0x1p-33f; }
 
 // Elements block * kNoiseBlock and on of the stream.
 inline void noise_block(uint64_t key, uint64_t offset, int64_t block, float* noise) {

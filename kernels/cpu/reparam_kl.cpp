@@ -93,8 +93,7 @@ void bwd(const typename T::Storage* __restrict grad_z, const float* __restrict g
         const float dz = T::load(grad_z + index + i);
         const float lv = T::load(logvar + index + i);
         const float clamped = clamp(lv);
-        const float slope =
-            0.5f * (dz * eps[i] * exp_of(0.5f * clamped) + g * expm1_of(clamped));
+        const float slope = 0.5f * (dz * eps[i] * exp_of(0.5f * clamped) + g * expm1_of(clamped));
         T::store(grad_mu + index + i, dz + g * T::load(mu + index + i));
         T::store(grad_logvar + index + i, lv == clamped ? slope : 0.0f);
       }

@@ -115,9 +115,9 @@ cudaError_t launch_leaky_relu_bwd(const T* grad_y, const T* x, T* grad_x, int64_
   return cudaGetLastError();
 }
 
-#define GENIMG_INSTANTIATE(T)                                                                    \
-  template cudaError_t launch_leaky_relu_fwd<T>(const T*, T*, int64_t, float, cudaStream_t);     \
-  template cudaError_t launch_leaky_relu_bwd<T>(const T*, const T*, T*, int64_t, float,          \
+#define GENIMG_INSTANTIATE(T)                                                                \
+  template cudaError_t launch_leaky_relu_fwd<T>(const T*, T*, int64_t, float, cudaStream_t); \
+  template cudaError_t launch_leaky_relu_bwd<T>(const T*, const T*, T*, int64_t, float,      \
                                                 cudaStream_t);
 GENIMG_INSTANTIATE(float)
 GENIMG_INSTANTIATE(__half)

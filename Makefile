@@ -1,0 +1,94 @@
+# make demo and make test each work as the first command on a fresh clone.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+# For where torch does not bring Triton itself, as its builds without CUDA do not.
+TRITON ?= triton==3.7.1
+# More arguments for pytest, the benchmarks, genimg demo or genimg check.
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input
+# The one list of them is pyproject.toml's.
+BUILD_TOOLS = $(shell sed -n 's/^requires = \[\(.*\)\]$$/\1/p' pyproject.toml | tr ',' ' ')
+SOURCES := CMakeLists.txt setup.py $(wildcard cmake/* csrc/* kernels/cpu/* kernels/cuda/* \
+	kernels/cuda/*/*)
+FORMATTED := $(wildcard csrc/*.cpp csrc/*.h kernels/cpu/*.cpp kernels/cpu/*.h kernels/cuda/*.cu \
+	kernels/cuda/*.h kernels/cuda/*/*.h kernels/cuda/*/*.cpp)
+NVCC_PACKAGES := $(foreach p,cuda-nvcc cuda-crt nvvm cuda-cccl cuda-runtime,"nvidia-$(p)==13.0.*")
+
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test bench check format lint check-cuda sanitize dist clean
+
+help:  ## show this
+	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | awk -F'# ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.built  ## .venv with torch, the build tools, and genimg built from source
+
+demo: setup  ## train a GAN and a VAE on digits, and show the speed and error of every op
+	$(BIN)/genimg demo $(ARGS)
+
+test: setup  ## run the tests
+	$(PY) -m pytest $(ARGS)
+
+bench: setup  ## time every op beside PyTorch, into benchmarks/results/local.json
+	$(PY) -m pytest benchmarks -c benchmarks/pytest.ini --rootdir=. \
+		--benchmark-json=benchmarks/results/local.json $(ARGS)
+	$(PY) benchmarks/report.py benchmarks/results/local.json
+
+check: setup  ## run every case of every op on every backend that this machine has
+	$(BIN)/genimg check $(ARGS)
+
+format: setup  ## format the Python and C++ sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(FORMATTED)
+
+lint: setup  ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+
+check-cuda: setup  ## compile the CUDA kernels and their glue; needs no GPU and no CUDA torch
+	@command -v nvcc >/dev/null || $(PIP) install -q $(NVCC_PACKAGES)
+	$(BIN)/cmake -S . -B build/check-cuda -GNinja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DPython_EXECUTABLE=$(abspath $(PY)) -DGENIMG_COMPILE_ONLY=ON -DGENIMG_WERROR=ON
+	$(BIN)/cmake --build build/check-cuda
+
+# libstdc++ as well: without it the sanitizer ends the process at the first C++ exception.
+sanitize:  ## run the tests of the ops under AddressSanitizer and UBSan
+	CMAKE_ARGS=-DGENIMG_SANITIZE=address,undefined $(MAKE) setup
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PY) -m pytest tests/ops $(ARGS)
+
+dist: setup  ## sdist and wheel, into dist/
+	$(PY) -m build --no-isolation
+
+clean:  ## remove what was built; .venv and your runs stay
+	rm -rf build dist genimg.egg-info genimg/_build.json genimg/_C.*.so $(VENV)/.built
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .benchmarks
+
+# What the environment and the build were asked to be, rewritten only when that changes.
+$(VENV)/.asked: FORCE
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "genimg needs Python 3.10")'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo '$(TORCH) $(TRITON)' | cmp -s - $@ || echo '$(TORCH) $(TRITON)' > $@
+FORCE:
+
+$(VENV)/.build-asked: $(VENV)/.asked FORCE
+	@asked='$(GENIMG_BUILD) $(TORCH_CUDA_ARCH_LIST) $(DEBUG) $(CMAKE_ARGS) $(CXX)'; \
+		echo "$$asked" | cmp -s - $@ || echo "$$asked" > $@
+
+# Everything but the kernels: the editable install, last, is what puts genimg on the path.
+$(VENV)/.installed: $(VENV)/.asked pyproject.toml Makefile
+	$(PIP) install "$(TORCH)"
+	$(PIP) install -q $(BUILD_TOOLS) wheel
+	$(PY) -c 'import triton' 2>/dev/null || test "$$(uname -s)" != Linux || $(PIP) install "$(TRITON)"
+	GENIMG_BUILD=none $(PIP) install -q --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(VENV)/.build-asked $(SOURCES)
+	$(PY) setup.py -q build_ext --inplace
+	@touch $@

@@ -1,0 +1,328 @@
+"""The command line. What a command needs is imported when it runs, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from genimg import __version__
+
+_MOST_PIXELS = 10**8  # what viewers open, and Pillow without a warning
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """GANs and VAEs on genimg's kernels."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``genimg`` with these arguments, by default those of the process.
+
+    Returns:
+        The exit code: 0; 2 with one line on stderr for what the caller can put right; 1 for a run
+        that came to nothing; 128 plus the signal's number for an interrupted one.
+    """
+    try:
+        result = cli.main(arguments, prog_name="genimg", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "genimg":
+            raise
+        return _fail(f'this needs {error.name}, which is missing: pip install "genimg[train]"')
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}")
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        return _fail(str(error), code)
+
+
+def _fail(message: str, code: int = 2) -> int:
+    text = " ".join(message.split())
+    click.echo(f"genimg: {text}", err=True)
+    return code
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of an error that is the caller's to put right, None for one that is ours."""
+    from torch import OutOfMemoryError
+
+    from genimg.backends import BackendError
+    from genimg.train.errors import TrainError
+
+    if isinstance(error, TrainError):
+        return error.exit_code
+    # torch has no class of its own for memory of the CPU.
+    memory = isinstance(error, (OutOfMemoryError, MemoryError))
+    if memory or "can't allocate memory" in str(error) or isinstance(error, BackendError):
+        return 2
+    return None
+
+
+@cli.group()
+def train() -> None:
+    """Train a GAN or a VAE."""
+
+
+def _train_options(command: Command) -> Command:
+    """The options that both models share. None stands for a default of `Options`."""
+    path = click.Path(path_type=Path)
+    shared = [
+        click.option("--data", help="'digits' (the default), or a folder of images."),
+        click.option("--image-size", type=int, help="Height and width, a multiple of 8.  [32]"),
+        click.option("--channels", type=int, help="1 or 3.  [1 for digits, 3 for a folder]"),
+        click.option("--preset", help="Topology: article or dcgan.  [article]"),
+        click.option("--width", type=int, help="Channels of the widest layers' unit.  [preset's]"),
+        click.option("--latent-dim", type=int, help="Length of a latent vector.  [preset's]"),
+        click.option("--batch-size", type=int, help="Images in a step.  [64]"),
+        click.option("--steps", type=int, help="How many steps in all.  [2000]"),
+        click.option("--epochs", type=click.IntRange(min=1), help="Instead of --steps."),
+        click.option("--lr", type=float, help="Adam's learning rate.  [0.0002]"),
+        click.option("--beta1", type=float, help="Adam's first beta.  [0.5]"),
+        click.option("--beta2", type=float, help="Adam's second beta.  [0.999]"),
+        click.option("--seed", type=int, help="The same seed gives the same run.  [0]"),
+        click.option("--device", help="auto, cpu or cuda.  [auto]"),
+        click.option("--threads", type=int, help="Of the CPU.  [as many as torch takes]"),
+        click.option("--snapshot-every", type=int, help="Steps between sample grids.  [200]"),
+        click.option("--checkpoint-every", type=int, help="Steps between checkpoints.  [500]"),
+        click.option("--stats-every", type=int, help="Steps between lines of statistics.  [10]"),
+        click.option("--out", type=path, default=Path("runs"), show_default=True,
+                     help="Where the numbered run folder is made."),
+        click.option("--resume", type=path, metavar="RUN",
+                     help="Go on with this run, to the weights of an unbroken one."),
+        click.option("--dry-run", is_flag=True, help="Check everything and write nothing."),
+    ]  # fmt: skip
+    for option in reversed(shared):
+        command = option(command)
+    return command
+
+
+@train.command("gan")
+@click.option("--loss", help="The generator's: nonsaturating or minimax.  [nonsaturating]")
+@_train_options
+def train_gan(**given: Any) -> None:
+    """Train a GAN: per batch a discriminator step, then a generator step."""
+    _train("gan", given)
+
+
+@train.command("vae")
+@click.option("--recon", help="Reconstruction loss: mse or bce.  [mse]")
+@click.option("--beta", type=float, help="Weight of the KL term.  [1]")
+@_train_options
+def train_vae(**given: Any) -> None:
+    """Train a VAE by its negative ELBO."""
+    _train("vae", given)
+
+
+def _train(model: str, given: dict[str, Any]) -> None:
+    from genimg.train import run as runs
+    from genimg.train.options import Options
+
+    out, place = given.pop("out"), given.pop("resume")
+    how = {"epochs": given.pop("epochs"), "dry_run": given.pop("dry_run"), "say": click.echo}
+    asked = {name: value for name, value in given.items() if value is not None}
+    if how["epochs"] is not None and "steps" in asked:
+        raise click.UsageError("--steps and --epochs exclude each other")
+    if place is None:
+        runs.start(Options(model, **asked), out, **how)
+        return
+    if click.get_current_context().get_parameter_source("out") is not ParameterSource.DEFAULT:
+        raise click.UsageError("--out and --resume exclude each other: a run stays in its folder")
+    runs.resume(place, asked, model=model, **how)
+
+
+def _picture_options(command: Command) -> Command:
+    """The options of commands that write a picture of a model's images."""
+    path = click.Path(path_type=Path)
+    shared = [
+        click.argument("model", metavar="MODEL_OR_RUN", type=path),
+        click.option("--out", type=path, required=True, help="The PNG file to write."),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+        click.option("--scale", type=click.IntRange(1, 16), default=1, show_default=True,
+                     help="How many pixels high and wide each pixel becomes."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
+                     show_default=True),
+        click.option("--force", is_flag=True, help="Overwrite the file."),
+    ]  # fmt: skip
+    for option in reversed(shared):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.option(
+    "--n", type=click.IntRange(1, 10_000), default=64, show_default=True, help="How many images."
+)
+@_picture_options
+def sample(model: Path, out: Path, n: int, seed: int, scale: int, device: str, force: bool) -> None:
+    """Draw images from a model file or the model of a run folder."""
+    from genimg.train import sampling
+
+    network = _open(model, out, device, force)
+    _write(out, sampling.draw(network, sampling.latents(n, network, seed)), scale, force)
+
+
+@cli.command()
+@click.option(
+    "--rows", type=click.IntRange(1, 100), default=8, show_default=True, help="How many ways."
+)
+@click.option(
+    "--steps", type=click.IntRange(2, 100), default=10, show_default=True, help="Images in a way."
+)
+@click.option(
+    "--path",
+    "way",
+    type=click.Choice(["spherical", "linear"]),
+    default="spherical",
+    show_default=True,
+    help="Along a sphere, or straight.",
+)
+@_picture_options
+def interpolate(
+    model: Path,
+    out: Path,
+    rows: int,
+    steps: int,
+    way: str,
+    seed: int,
+    scale: int,
+    device: str,
+    force: bool,
+) -> None:
+    """Draw rows of images on the way from one latent vector to another."""
+    from genimg.train import sampling
+
+    network = _open(model, out, device, force)
+    a, b = sampling.latents(2 * rows, network, seed).chunk(2)
+    z = sampling.interpolate(a, b, steps, spherical=way == "spherical")
+    _write(out, sampling.draw(network, z.flatten(0, 1)), scale, force, columns=steps)
+
+
+def _open(model: Path, out: Path, device: str, force: bool) -> Any:
+    """The model; and every reason not to write, before any work is done."""
+    from genimg.train import checkpoint, files
+    from genimg.train.options import Options
+
+    if out.suffix.lower() != ".png":
+        raise click.UsageError(f"--out is a .png file, not {files.printable(out)}")
+    if out.is_dir():
+        raise click.UsageError(f"--out is a file, and {files.printable(out)} is a folder")
+    if not force:
+        files.refuse_existing(out)
+    on = Options("gan", device=device).resolved().device
+    return checkpoint.load_model(model, on)
+
+
+def _write(out: Path, made: Any, scale: int, force: bool, columns: int | None = None) -> None:
+    from genimg.train import files, images
+
+    pixels = made[:, 0].numel() * scale**2
+    if pixels > _MOST_PIXELS:
+        raise click.UsageError(
+            f"a picture of {pixels:,} pixels is too large: less of --scale or --n"
+        )
+    files.make_folder(out.parent)
+    picture = images.grid(made, columns=columns, scale=scale)
+    images.write_png(out, picture, source=images.GENERATED, overwrite=force)
+    click.echo(f"{files.printable(out)}: {len(made)} images, {picture.width}x{picture.height}")
+
+
+@cli.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out/demo"),
+    show_default=True,
+    help="The folder to write to.",
+)
+def demo(out: Path) -> None:
+    """Train a VAE and a GAN on digits, and show every op beside PyTorch's."""
+    from genimg.bench import demo_table
+    from genimg.train import demo as demonstration
+
+    demonstration.run(out, say=click.echo)
+    click.echo()
+    click.echo(demo_table())
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs, and for reports of issues.")
+def info(as_json: bool) -> int:
+    """Show what was built, what is usable here, and why something is not."""
+    from genimg import info as information
+
+    return information.main(["--json"] if as_json else [])
+
+
+def _several(name: str, text: str) -> Callable[[Command], Command]:
+    return click.option(name, multiple=True, help=f"{text}; may be given several times.  [all]")
+
+
+@cli.command()
+@_several("--op", "An op to check")
+@_several("--backend", "A backend to check")
+@click.option("--slow", is_flag=True, help="Also the cases that take gigabytes.")
+def check(op: tuple[str, ...], backend: tuple[str, ...], slow: bool) -> int:
+    """Run every case of every op on every backend, and print its error beside PyTorch's."""
+    from genimg import check as checking
+
+    try:
+        rows = checking.check(op or None, backend or None, slow=slow)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(checking.HEADER)
+    seen: list[checking.Row] = []
+    for row in rows:
+        seen.append(row)
+        click.echo(str(row))
+    failed = sum(not row.ok for row in seen)
+    click.echo(f"{len(seen) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+@cli.command()
+@_several("--op", "An op to time")
+@click.option("--forward", is_flag=True, help="The forward pass alone.")
+@click.option("--compile", "compiled", is_flag=True, help="Beside torch.compile, too (slow).")
+@click.option("--seconds", type=click.FloatRange(min=0), default=1.0, show_default=True,
+              help="For each case.")  # fmt: skip
+def bench(op: tuple[str, ...], forward: bool, compiled: bool, seconds: float) -> None:
+    """Time every op beside the best mode of PyTorch, after checking its result."""
+    from genimg import bench as timing
+    from genimg.check import devices
+
+    try:
+        cases = timing.timed_cases(op or None)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    providers = [name for name in timing.PROVIDERS if compiled or not name.startswith("compile")]
+    device = devices()[0]
+    timings = [
+        timing.measure(*entry, providers, device=device, backward=not forward, seconds=seconds)
+        for entry in cases
+    ]
+    click.echo(timing.render(timings))

@@ -1,0 +1,134 @@
+"""``genimg info``: it speaks for everything, and works whatever is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import genimg
+from genimg import _native, info
+from genimg.backends import BACKENDS, OPS
+
+
+def run(code: str, **environment: str) -> str:
+    """What another Python prints; nothing of it may be an error."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def row(page: str, start: str) -> str:
+    return next(line for line in page.splitlines() if line.split()[:1] == [start])
+
+
+def test_page_speaks_for_every_backend_op_and_variable(capsys):
+    assert info.main([]) == 0
+    page = capsys.readouterr().out
+    assert row(page, "genimg").split()[1] == genimg.__version__
+    for name in (*BACKENDS, *OPS, *info.ENVIRONMENT, "torch", "nvcc", "cmake", "ninja", "gpu"):
+        assert row(page, name)
+    assert row(page, "leaky_relu").split()[1:] == ["yes"] * 4
+    assert row(page, "conv2d").split()[-1] == "yes"
+
+
+def test_json_is_what_the_page_is_made_of(capsys):
+    assert info.main(["--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["ops"]["leaky_relu"] == ["cuda", "cpu", "triton", "reference"]
+    assert facts["backends"]["reference"]["usable"]
+    assert facts["backends"]["cpu"]["built"] == _native.available()
+    assert info.render(facts).startswith("genimg")
+
+
+def test_needs_torch_alone():
+    blocked = "click numpy PIL matplotlib sklearn safetensors tqdm pytest triton".split()
+    page = run(
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({blocked}))\n"
+        "sys.argv = ['genimg', 'info']\n"
+        "from genimg.__main__ import main\n"
+        "sys.exit(main())"
+    )
+    assert "Triton is not installed" in row(page, "triton") + page
+    assert 'pip install "genimg[triton]"' in page
+
+
+def test_names_what_is_missing_to_build_with(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(tmp_path / "c++"))
+    monkeypatch.setattr(info.sysconfig, "get_path", lambda name: str(tmp_path))
+    info.main([])
+    page = capsys.readouterr().out
+    assert "apt-get install g++" in row(page, "c++")
+    assert "pip install cmake" in row(page, "cmake")
+    assert "pip install ninja" in row(page, "ninja")
+    assert "none" in row(page, "nvcc")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "advice"),
+    [
+        (None, "not needed"),
+        ("12.8", "toolkit 12.8"),
+        ("13.0", '"nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-crt==13.0.*"'),
+    ],
+)
+def test_how_to_get_nvcc(monkeypatch, cuda, advice):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert advice in info._nvcc_advice()
+
+
+def test_a_tool_that_does_not_run_is_missing(tmp_path):
+    broken = tmp_path / "cmake"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    assert info._tool([str(broken)], "get one") == {
+        "path": None,
+        "version": None,
+        "advice": "get one",
+    }
+
+
+def test_gpus_are_described(monkeypatch):
+    gpu = SimpleNamespace(
+        name="GPU X", major=9, minor=0, total_memory=80 * 2**30, multi_processor_count=132
+    )
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+    page = info.render(info.collect())
+    assert "GPU X, compute capability 9.0, 132 multiprocessors, 80.0 GiB" in row(page, "gpu")
+
+
+def test_no_gpu_is_said(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(info, "_output", lambda *command: "")
+    facts = info.collect()
+    assert "no GPU present" in row(info.render(facts), "gpu")
+    assert not facts["backends"]["cuda"]["usable"]
+
+
+@pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
+def test_a_wrong_level_is_shown_and_not_raised():
+    page = run("from genimg import info; info.main([])", GENIMG_CPU_ISA="sse9")
+    assert row(page, "cpu")
+    line = next(line for line in page.splitlines() if line.startswith("cpu  ") and "yes" in line)
+    assert "GENIMG_CPU_ISA=sse9" in line
+    assert line.split()[1:3] == ["yes", "no"]
