@@ -1,4 +1,4 @@
-"""The arithmetic: ``cpu/`` and ``cuda/`` are compiled into ``genimg._C``, ``triton/`` is imported."""
+"""The arithmetic: ``cpu/``, ``cuda/`` are compiled into ``genimg._C``; ``triton/`` is imported."""
 
 if __name__ != "genimg.kernels":
     raise ImportError(

@@ -157,9 +157,7 @@ def test_kernel_on_every_layout(shape, layout, training):
     mean, var = torch.randn(channels), torch.rand(channels) + 0.5
     wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
     wide_mean, wide_var = mean.double(), var.double()
-    y = batch_norm_act(
-        x, mean, var, weight, bias, training, negative_slope=0.2, backend="cpu"
-    )
+    y = batch_norm_act(x, mean, var, weight, bias, training, negative_slope=0.2, backend="cpu")
     z = F.batch_norm(wide[0], wide_mean, wide_var, *wide[1:], training)
     expected = F.leaky_relu(z, 0.2)
     grad_y = torch.randn(shape)
