@@ -2,7 +2,9 @@
 
 Source: Goodfellow et al., "Generative adversarial nets", 2014; the preset ``dcgan`` is Radford,
 Metz, Chintala, "Unsupervised representation learning with deep convolutional generative adversarial
-networks", 2016, section 3 and figure 1.
+networks", 2016 (arXiv:1511.06434), sections 3 and 4, with the 4x4 kernels of Chintala's code
+(github.com/soumith/dcgan.torch). The paper's figure 1 has 5x5 kernels and twice the default width:
+``width=128`` gives its 1024, 512, 256, 128.
 """
 
 from __future__ import annotations

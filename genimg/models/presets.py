@@ -52,7 +52,11 @@ def _keras(module: nn.Module) -> None:
 
 
 def _radford(module: nn.Module) -> None:
-    """Radford et al., section 4: weights from N(0, 0.02); scales of batch norms from N(1, 0.02)."""
+    """Weights of mean 0 and standard deviation 0.02, as Radford et al., section 4.
+
+    Batch norm's are of mean 1 and standard deviation 0.02, as in the authors' two codes,
+    Newmu/dcgan_code and soumith/dcgan.torch.
+    """
     if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

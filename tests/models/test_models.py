@@ -61,7 +61,7 @@ def count(model):
 
 
 def test_dcgan_has_the_papers_layers():
-    """Counted by hand from figure 1: 100 -> 512 -> 256 -> 128 -> 64 -> 3, kernels of 4x4."""
+    """Counted by hand: 100 -> 512 -> 256 -> 128 -> 64 -> 3, kernels of 4x4."""
     kernels = 16 * (100 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 3)
     norms = 2 * (512 + 256 + 128 + 64)
     assert count(gan.Generator("dcgan")) == kernels + norms + 3
