@@ -81,14 +81,14 @@ $(VENV)/.build-asked: $(VENV)/.asked FORCE
 	@asked='$(GENIMG_BUILD) $(TORCH_CUDA_ARCH_LIST) $(DEBUG) $(CMAKE_ARGS) $(CXX)'; \
 		echo "$$asked" | cmp -s - $@ || echo "$$asked" > $@
 
-# Everything but the kernels: the editable install, last, is what puts genimg on the path.
 $(VENV)/.installed: $(VENV)/.asked pyproject.toml Makefile
 	$(PIP) install "$(TORCH)"
 	$(PIP) install -q $(BUILD_TOOLS) wheel
 	$(PY) -c 'import triton' 2>/dev/null || test "$$(uname -s)" != Linux || $(PIP) install "$(TRITON)"
-	GENIMG_BUILD=none $(PIP) install -q --no-build-isolation -e '.[dev]'
+	$(PIP) install -q --no-build-isolation -e '.[dev]'
 	@touch $@
 
+# Compiles what has changed since, and says what there is.
 $(VENV)/.built: $(VENV)/.installed $(VENV)/.build-asked $(SOURCES)
 	$(PY) setup.py -q build_ext --inplace
 	@touch $@

@@ -18,9 +18,10 @@ foreach(fact IN ITEMS
     "build_type=${CMAKE_BUILD_TYPE}"
     "sanitize=${GENIMG_SANITIZE}"
     "nvcc=${GENIMG_CUDA_NVCC}")
-  string(REGEX MATCH "^[^=]+" key "${fact}")
-  string(REGEX REPLACE "^[^=]+=" "" value "${fact}")
-  string(REGEX REPLACE "([\\\"])" "\\\\\\1" value "${value}")
+  string(REGEX MATCH "^([^=]+)=(.*)$" matched "${fact}")
+  set(key "${CMAKE_MATCH_1}")
+  string(REPLACE "\\" "\\\\" value "${CMAKE_MATCH_2}")
+  string(REPLACE "\"" "\\\"" value "${value}")
   string(JSON record SET "${record}" "${key}" "\"${value}\"")
 endforeach()
 genimg_json_list(levels ${GENIMG_CPU_LEVELS})

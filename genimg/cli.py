@@ -55,10 +55,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
     except Exception as error:
-        code = _exit_code(error)
-        if code is None:
-            raise
-        return _fail(str(error), code)
+        return _report(error)
 
 
 def _fail(message: str, code: int = 2) -> int:
@@ -67,20 +64,22 @@ def _fail(message: str, code: int = 2) -> int:
     return code
 
 
-def _exit_code(error: Exception) -> int | None:
-    """The exit code of an error that is the caller's to put right, None for one that is ours."""
+def _report(error: Exception) -> int:
+    """Prints an error that is the caller's to put right; one that is ours goes on as it is."""
     from torch import OutOfMemoryError
 
     from genimg.backends import BackendError
     from genimg.train.errors import TrainError
 
     if isinstance(error, TrainError):
-        return error.exit_code
+        return _fail(str(error), error.exit_code)
+    if isinstance(error, BackendError):
+        return _fail(str(error))
     # torch has no class of its own for memory of the CPU.
     memory = isinstance(error, (OutOfMemoryError, MemoryError))
-    if memory or "can't allocate memory" in str(error) or isinstance(error, BackendError):
-        return 2
-    return None
+    if memory or "can't allocate memory" in str(error):
+        return _fail(f"out of memory: take smaller batches, images or widths ({error})")
+    raise error
 
 
 @cli.group()
@@ -96,7 +95,7 @@ def _train_options(command: Command) -> Command:
         click.option("--image-size", type=int, help="Height and width, a multiple of 8.  [32]"),
         click.option("--channels", type=int, help="1 or 3.  [1 for digits, 3 for a folder]"),
         click.option("--preset", help="Topology: article or dcgan.  [article]"),
-        click.option("--width", type=int, help="Channels of the widest layers' unit.  [preset's]"),
+        click.option("--width", type=int, help="Channels next to the image.  [preset's]"),
         click.option("--latent-dim", type=int, help="Length of a latent vector.  [preset's]"),
         click.option("--batch-size", type=int, help="Images in a step.  [64]"),
         click.option("--steps", type=int, help="How many steps in all.  [2000]"),

@@ -242,7 +242,8 @@ def test_library_names_no_folder_of_this_machine():
 
 @pytest.mark.slow
 def test_sdist_and_wheel(tree, tmp_path):
-    done = run(sys.executable, "-m", "build", "--no-isolation", "-o", tmp_path, tree, cwd=tmp_path)
+    command = ("-m", "build", "--no-isolation", "-o", tmp_path, tree)
+    done = run(sys.executable, *command, cwd=tmp_path, GENIMG_BUILD="cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     (sdist,) = tmp_path.glob("*.tar.gz")
     (wheel,) = tmp_path.glob("*.whl")
@@ -252,7 +253,10 @@ def test_sdist_and_wheel(tree, tmp_path):
     for path in ("csrc/module.cpp", "kernels/cpu/isa.h", "kernels/cuda/leaky_relu.cu", "Makefile"):
         assert f"{sdist.name.removesuffix('.tar.gz')}/{path}" in inside
     assert not [name for name in inside if name.endswith((".so", "_build.json"))]
-    names = zipfile.ZipFile(wheel).namelist()
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        record = json.loads(archive.read("genimg/_build.json"))
+    assert (record["kind"], record["reason"]) == ("cpu", "GENIMG_BUILD=cpu")
     assert {f"genimg/_C{SUFFIX}", "genimg/_build.json", "genimg/kernels/__init__.py"} <= set(names)
     assert not [name for name in names if name.endswith((".cpp", ".cu", ".h", ".md"))]
 

@@ -110,7 +110,10 @@ def resume(
         if not dry_run:
             remove_stale(place)
         path, state = checkpoint.load_newest(place, say)
-        options = Options(**state["options"])
+        try:
+            options = Options(**state["options"])
+        except TypeError as error:
+            raise CheckpointError(f"{printable(path)} is of another version of genimg") from error
         if options.model != model:
             raise OptionError(f"{printable(place)} is a run of a {options.model}, not of a {model}")
         run = Run(options.changed(changes), say=say)
@@ -208,6 +211,8 @@ class Run:
         self._pending: list[dict[str, Tensor]] = []
         self._latest: dict[str, float] = {}
         self._saved: Path | None = None
+        # Reading a loss from a GPU waits for it: there, only when something is due.
+        self._read_every_step = options.device == "cpu"
 
     def describe(self, say: Say) -> None:
         """Says what is about to be trained, and on what."""
@@ -301,8 +306,7 @@ class Run:
                 line = self.step % options.stats_every == 0 or self.step == options.steps
                 show = self.step % options.snapshot_every == 0 or last
                 save = self.step % options.checkpoint_every == 0 or last
-                # Reading a loss from a GPU waits for it: there, only when something is due.
-                if options.device == "cpu" or line or show or save:
+                if self._read_every_step or line or show or save:
                     self._read_losses()
                     progress.update(self.step, self._latest)
                 if line:

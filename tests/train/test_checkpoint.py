@@ -111,7 +111,7 @@ def test_objects_are_not_unpickled(
     if how == "torch":
         torch.save({"format": 1, "step": 1, "x": Evil()}, path)
     else:
-        path.write_bytes(pickle.dumps(Evil()))
+        path.write_bytes(pickle.dumps(Evil(), protocol=2))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     path = path.rename(tmp_path / f"checkpoint-00000001-{digest}.pt")
     with pytest.raises(CheckpointError, match="is no checkpoint"):
