@@ -189,14 +189,15 @@ def test_hook_based_weight_norms_still_work(norm):
     x = torch.randn(2, 3, 8, 8)
     for _ in range(2):
         y, expected = model(x), plain(x)
-        torch.testing.assert_close(y, expected)
-        y.sum().backward()
-        expected.sum().backward()
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+        # Not the sum, whose gradient behind a batch norm is all but zero, and so all rounding.
+        (y**3).sum().backward()
+        (expected**3).sum().backward()
     names = [name for name, _ in plain.named_parameters() if name.startswith("0.weight_")]
     assert names
     for name in names:
         got = model.get_parameter(name).grad
-        torch.testing.assert_close(got, plain.get_parameter(name).grad)
+        torch.testing.assert_close(got, plain.get_parameter(name).grad, rtol=1e-4, atol=1e-4)
         assert got.abs().max() > 0
 
 
