@@ -144,6 +144,20 @@ def broken_off(options: Options, out: Path, at: int) -> Path:
     return place
 
 
+def test_resume_restores_the_global_random_state(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dropping(run.VAETrainer):
+        def step(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return super().step(torch.nn.functional.dropout(x))
+
+    monkeypatch.setattr(run, "VAETrainer", Dropping)
+    whole = trained(tiny("vae"), tmp_path / "whole")
+    broken = broken_off(tiny("vae"), tmp_path / "broken", 5)
+    resumed(broken, "vae")
+    assert_same_run(whole, broken)
+
+
 def test_resume_with_more_steps(tmp_path: Path, tiny: Tiny) -> None:
     whole = trained(tiny("gan", steps=9, stats_every=3), tmp_path)
     longer = trained(tiny("gan", steps=6, stats_every=3), tmp_path)
