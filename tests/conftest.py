@@ -1,6 +1,7 @@
 """What every test runs under."""
 
 import os
+import signal
 
 # Triton reads it when a kernel is defined. Without a GPU its kernels run in the interpreter.
 import torch
@@ -9,6 +10,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
+
+
+# A shell that starts us in the background has SIGINT ignored; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

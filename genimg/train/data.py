@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ whenever their turn comes."""
 
 # Raster formats only: Pillow would hand PostScript to an interpreter, and formats without a
 # signature, such as TGA, take any file for theirs.
-_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+_FORMATS = {"PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000"}
 _CHUNK = 256
 
 
@@ -179,7 +180,7 @@ def folder(
                     if len(kept) * got.nbytes > in_memory_bytes:
                         arrays = None
     if not kept:
-        found = f"{len(skipped)} files, none of them a usable image" if skipped else "no file"
+        found = f"no usable image among its files: {len(skipped)}" if skipped else "no file"
         first = f" ({skipped[0].file}: {skipped[0].reason})" if skipped else ""
         raise DataError(f"the data folder {printable(root)} has {found}{first}")
     return Images(
@@ -235,10 +236,17 @@ def _reading() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
+@lru_cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name in _FORMATS)
+
+
 def _read(path: Path, size: int, channels: int) -> np.ndarray | str:
     """uint8 ``[C, size, size]``, or the reason why there is none."""
     try:
-        with Image.open(path, formats=_FORMATS) as opened:
+        with Image.open(path, formats=_formats()) as opened:
             mode = "L" if channels == 1 else "RGB"
             image = _opaque(ImageOps.exif_transpose(opened), mode)
             image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)

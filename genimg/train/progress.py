@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -48,7 +49,8 @@ class Progress:
                 desc=label or None,
                 unit="step",
                 file=self._stream,
-                dynamic_ncols=True,
+                # Not tqdm's own: on a terminal that reports no width it shows nothing.
+                ncols=shutil.get_terminal_size().columns,
                 smoothing=0.1,
             )
         self._shown: float | None = None

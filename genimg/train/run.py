@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -223,7 +224,7 @@ class Run:
             f"{options.model} ({options.preset}, {weights:,} weights in the saved model), "
             f"{len(images):,} images {images.channels}x{images.size}x{images.size} {held_in}, "
             f"batches of {options.batch_size}, steps {self.step} to {options.steps}, "
-            f"{options.device}, {options.threads} threads, seed {options.seed}"
+            f"{options.device}, threads {options.threads}, seed {options.seed}"
         )
 
     def write_options(self, place: Path) -> None:
@@ -323,7 +324,7 @@ class Run:
                 if stopped is not None and self.step < options.steps:
                     raise InterruptedRunError(
                         f"interrupted at step {self.step}, which is saved; go on with: genimg "
-                        f"train {options.model} --resume {printable(place)}",
+                        f"train {options.model} --resume {shlex.quote(printable(place))}",
                         stopped,
                     )
 
@@ -376,7 +377,8 @@ class Run:
 def _tell_skipped(images: Images, say: Say) -> None:
     if not images.skipped:
         return
-    say(f"skipped {len(images.skipped)} files that are no usable images:")
+    files = len(images.skipped) + len(images)
+    say(f"skipped {len(images.skipped)} of {files} files, which are no usable images:")
     for skipped in images.skipped[:_NAMED]:
         say(f"  {skipped.file}: {skipped.reason}")
     if len(images.skipped) > _NAMED:

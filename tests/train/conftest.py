@@ -13,8 +13,9 @@ from genimg.train.options import Options
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
-    """A run sets torch's number of threads; the next test has its own again."""
+    """One, for nothing here is large enough for two; the next test has its own again."""
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 

@@ -129,6 +129,9 @@ def test_broken_files_are_skipped_and_named(
     }
     for name, content in bad.items():
         (tmp_path / "bad" / name).write_bytes(content)
+    # Formats that Pillow hands to another program, or that have no signature, are not tried.
+    Image.new("RGB", (8, 8)).save(tmp_path / "bad" / "drawing.eps")
+    Image.new("RGB", (8, 8)).save(tmp_path / "bad" / "old.tga")
     Image.new("F", (4, 4)).save(tmp_path / "bad" / "float.tiff")
     (tmp_path / "bad" / "gone.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "bad" / "itself.png").symlink_to(tmp_path / "bad" / "itself.png")
@@ -139,10 +142,20 @@ def test_broken_files_are_skipped_and_named(
     images = open_images(str(tmp_path), size=8)
     assert len(images) == 3
     reasons = {s.file: s.reason for s in images.skipped}
-    names = [*bad, "float.tiff", "gone.png", "itself.png", "pipe.png", "bomb.png"]
+    names = [
+        *bad,
+        "drawing.eps",
+        "old.tga",
+        "float.tiff",
+        "gone.png",
+        "itself.png",
+        "pipe.png",
+        "bomb.png",
+    ]
     assert set(reasons) == {f"bad/{name}" for name in names}
     assert reasons["bad/empty.png"] == "empty file"
-    assert reasons["bad/text.png"] == "not an image"
+    for name in ("text.png", "drawing.eps", "old.tga"):
+        assert reasons[f"bad/{name}"] == "not an image"
     assert reasons["bad/pipe.png"] == "not a regular file"
     assert "bomb" in reasons["bad/bomb.png"]
     assert all(len(r.splitlines()) == 1 for r in reasons.values())
@@ -205,7 +218,7 @@ def test_no_usable_image_is_an_error(tmp_path: Path, kind: str) -> None:
         "missing": "there is no data folder",
         "file": "is a file",
         "empty": "has no file",
-        "useless": r"1 files, none of them a usable image \(a.png: empty file\)",
+        "useless": r"no usable image among its files: 1 \(a.png: empty file\)",
     }
     with pytest.raises(DataError, match=wanted[kind]):
         open_images(str(root), size=8)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -105,8 +106,18 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
     assert folder.create(out, "vae-cats").name == "00042-vae-cats"
 
 
-def test_runs_that_start_together_get_different_numbers(tmp_path: Path) -> None:
+def test_runs_that_start_together_get_different_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ready = threading.Barrier(8)
+    choose = folder.next_name
+
+    def slowly(out: Path, name: str) -> str:
+        chosen = choose(out, name)
+        time.sleep(0.01)
+        return chosen
+
+    monkeypatch.setattr(folder, "next_name", slowly)
 
     def create(i: int) -> str:
         ready.wait()

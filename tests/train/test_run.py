@@ -210,7 +210,10 @@ def test_resume_takes_moved_data_but_no_others(tmp_path: Path, tiny: Tiny) -> No
     place = run.start(tiny("gan", data=str(data)), tmp_path, say=said.append)
     assert place is not None
     assert place.name == "00001-gan-data"
-    assert said[:2] == ["skipped 1 files that are no usable images:", "  broken.png: empty file"]
+    assert said[:2] == [
+        "skipped 1 of 9 files, which are no usable images:",
+        "  broken.png: empty file",
+    ]
     skipped = json.loads((place / "options.json").read_text())["data"]["skipped"]
     assert skipped == [{"file": "broken.png", "reason": "empty file"}]
 

@@ -14,6 +14,8 @@ from genimg.train.gan import GANTrainer
 from genimg.train.vae import VAETrainer
 
 SIZES: dict[str, Any] = {"image_size": 16, "channels": 1, "width": 4}
+# Adam divides a rounding error by a gradient that may be as small; a step of its own is 1e-2.
+ADAM: dict[str, Any] = {"rtol": 0, "atol": 1e-3}
 
 
 def gan_trainer(**options: Any) -> GANTrainer:
@@ -55,16 +57,15 @@ def test_gan_steps_are_goodfellows_algorithm_1(loss: str) -> None:
         adam_g.step()
 
         values = trainer.step(x)
-        expected = {
+        told = {
             "loss_d": loss_d.detach(),
             "loss_g": loss_g.detach(),
             "d_real": real.sigmoid().mean().detach(),
             "d_fake": fake.sigmoid().mean().detach(),
         }
-        torch.testing.assert_close(values, expected)
-    torch.testing.assert_close(
-        trainer.networks(), {"generator": G.state_dict(), "discriminator": D.state_dict()}
-    )
+        torch.testing.assert_close(values, told)
+    expected = {"generator": G.state_dict(), "discriminator": D.state_dict()}
+    torch.testing.assert_close(trainer.networks(), expected, **ADAM)
     assert all(p.requires_grad for p in trainer.discriminator.parameters())
 
 
@@ -88,9 +89,9 @@ def test_vae_steps_go_down_the_negative_elbo(recon: str, beta: float) -> None:
         adam.step()
 
         values = trainer.step(x)
-        expected = {"loss": loss, "recon": error.sum() / 6, "kl": kl.sum() / 6}
-        torch.testing.assert_close(values, {k: v.detach() for k, v in expected.items()})
-    torch.testing.assert_close(trainer.vae.state_dict(), model.state_dict())
+        told = {"loss": loss, "recon": error.sum() / 6, "kl": kl.sum() / 6}
+        torch.testing.assert_close(values, {k: v.detach() for k, v in told.items()})
+    torch.testing.assert_close(trainer.vae.state_dict(), model.state_dict(), **ADAM)
 
 
 @pytest.mark.parametrize("make", [gan_trainer, vae_trainer])
