@@ -11,7 +11,6 @@ if not torch.cuda.is_available():
 
 import pytest
 
-
 # A shell that starts us in the background has SIGINT ignored; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
