@@ -43,14 +43,16 @@ class Progress:
         self._interval = interval
         self._bar: tqdm | None = None
         if self._stream.isatty():
+            size = shutil.get_terminal_size()
             self._bar = tqdm(
                 total=total,
                 initial=initial,
                 desc=label or None,
                 unit="step",
                 file=self._stream,
-                # Not tqdm's own: on a terminal that reports no width it shows nothing.
-                ncols=shutil.get_terminal_size().columns,
+                # On a terminal that reports no size tqdm by itself shows nothing.
+                ncols=size.columns,
+                nrows=size.lines,
                 smoothing=0.1,
             )
         self._shown: float | None = None
