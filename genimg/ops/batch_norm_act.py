@@ -19,6 +19,9 @@ from genimg.backends import (
 )
 from genimg.reference.batch_norm_act import CASES
 
+# Elements from which on the kernel was measured to win, forward and backward, on 2 cores.
+_WORTH_A_CALL = 65536
+
 
 def batch_norm_act(
     x: Tensor,
@@ -233,6 +236,18 @@ def _why_not_cpu(
     )
 
 
+def _why_slower_cpu(x: Tensor, *_: Any) -> str | None:
+    """Figures: benchmarks/README.md."""
+    if x.dim() == 2 or (x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1):
+        return (
+            "in channels_last memory PyTorch's kernels are faster (measured: this one has 0.6x of "
+            "their speed at 64x128x16x16)"
+        )
+    if x.numel() < _WORTH_A_CALL:
+        return f"below {_WORTH_A_CALL:,} elements the call costs more than the fusion saves"
+    return None
+
+
 def _refuse_parameters(x: Tensor, *parameters: Tensor | None) -> str | None:
     for parameter in parameters:
         if parameter is not None and (
@@ -248,5 +263,5 @@ BATCH_NORM_ACT = Op(
     batch_norm_act,
     reference.batch_norm_act,
     CASES,
-    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu),),
+    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),),
 )

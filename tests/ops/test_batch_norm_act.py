@@ -265,3 +265,20 @@ def test_raw_op_refuses():
         bwd(x[:2], x, None, None, c, c, True, 0.2, True)
     with pytest.raises(RuntimeError, match=r"mean of shape \[4\], but got \[3\]"):
         bwd(x, x, None, None, c[:3], c, True, 0.2, True)
+
+
+@needs_native
+def test_auto_takes_the_kernel_where_it_wins():
+    def taken(x):
+        return genimg.explain("batch_norm_act", x, None, None, training=True)
+
+    large = torch.randn(8, 16, 32, 32)
+    assert taken(large).taken == "cpu"
+    for slower, reason in (
+        (place(large, "channels_last"), "channels_last memory"),
+        (torch.randn(4096, 64), "channels_last memory"),
+        (large[:1], "below 65,536 elements"),
+    ):
+        table = taken(slower)
+        assert table.taken == "reference"
+        assert reason in next(row.reason for row in table.rows if row.backend == "cpu")
