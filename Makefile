@@ -33,6 +33,7 @@ test: setup  ## run the tests
 	$(PY) -m pytest $(ARGS)
 
 bench: setup  ## time every op beside PyTorch, into benchmarks/results/local.json
+	@mkdir -p benchmarks/results
 	$(PY) -m pytest benchmarks -c benchmarks/pytest.ini --rootdir=. \
 		--benchmark-json=benchmarks/results/local.json $(ARGS)
 	$(PY) benchmarks/report.py benchmarks/results/local.json
