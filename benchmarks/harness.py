@@ -40,7 +40,9 @@ def time_provider(benchmark: Any, op: Op, case: Case, provider: str, backward: b
         backend = taken(op, case, DTYPE, DEVICE)
     if backend in ("reference", *op.by_backend):
         try:
-            error = worst(compare(case, op.function, op.reference, backend, DTYPE, DEVICE))
+            error = worst(
+                compare(case, op.function, op.reference, backend, DTYPE, DEVICE, op.error_factor)
+            )
         except BackendError as refusal:
             pytest.skip(str(refusal))
         assert error.ok, error

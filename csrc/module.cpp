@@ -19,6 +19,11 @@ py::dict build_info() {
   } catch (const std::exception& error) {  // GENIMG_CPU_ISA names what cannot be had
     info["isa"] = error.what();
   }
+#ifdef _OPENMP
+  info["threads"] = true;
+#else
+  info["threads"] = false;
+#endif
   return info;
 }
 
@@ -33,6 +38,6 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "genimg's kernels for the CPU and for CUDA; the ops are in torch.ops.genimg.";
   m.def(
       "build_info", &genimg::build_info,
-      "What was built, with what and why (genimg/_build.json), and the instruction-set level that "
-      "the CPU kernels run at.");
+      "What was built, with what and why (genimg/_build.json), the instruction-set level that the "
+      "CPU kernels run at, and whether they use torch's threads.");
 }

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genimg.testing import Case
+from genimg.testing import ERROR_FACTOR, Case
 
 BACKENDS = ("cuda", "cpu", "triton", "reference")
 """Every backend, in the order in which auto asks."""
@@ -65,13 +65,17 @@ class Impl:
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """An op: public function, definition in plain PyTorch, cases, kernels in auto's order."""
+    """An op: public function, definition in plain PyTorch, cases, kernels in auto's order.
+
+    ``error_factor``: how many times PyTorch's own error its kernels' may be.
+    """
 
     name: str
     function: Callable[..., Any]
     reference: Callable[..., Any]
     cases: tuple[Case, ...]
     impls: tuple[Impl, ...] = ()
+    error_factor: float = ERROR_FACTOR
     by_backend: dict[str, Impl] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -208,6 +212,26 @@ def recompute_grads(
             )
         )
     return tuple(next(found) if needed else None for needed in needs_grad)
+
+
+def asked_for(ctx: Any) -> tuple[bool, ...]:
+    """Which inputs of an ``autograd.Function`` want their gradient in this very backward.
+
+    ``ctx.needs_input_grad`` says which could: under ``autograd.grad(y, x)`` also the weight, whose
+    gradient nobody would take.
+    """
+    needs: tuple[bool, ...] = ctx.needs_input_grad
+    if torch.compiler.is_compiling():
+        return needs
+    nodes = (node for node, _ in ctx.next_functions if node is not None)
+    return tuple(needed and _runs(next(nodes)) for needed in needs)
+
+
+def _runs(node: Any) -> bool:
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:  # a leaf that autograd.grad was asked for
+        return True
 
 
 def refuse_dtype(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:

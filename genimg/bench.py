@@ -165,7 +165,7 @@ def measure(
         ArithmeticError: genimg's result breaks the tolerance rule: a wrong result has no speed.
     """
     backend = taken(op, case, dtype, device)
-    error = worst(compare(case, op.function, op.reference, backend, dtype, device))
+    error = worst(compare(case, op.function, op.reference, backend, dtype, device, op.error_factor))
     if not error.ok:
         raise ArithmeticError(
             f"{op.name} {case.name} on {backend}: {error.result} is off by {error.error:.1e}, "

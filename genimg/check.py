@@ -61,7 +61,7 @@ def worst(errors: Iterable[Error]) -> Error:
 def check_case(op: Op, case: Case, backend: str, dtype: torch.dtype, device: str) -> Row | None:
     """One row, or None where the backend says that it cannot serve the case."""
     try:
-        errors = compare(case, op.function, op.reference, backend, dtype, device)
+        errors = compare(case, op.function, op.reference, backend, dtype, device, op.error_factor)
     except BackendError:
         return None
     return Row(op.name, case.name, backend, str(dtype).removeprefix("torch."), worst(errors))

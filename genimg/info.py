@@ -202,7 +202,8 @@ def _backends() -> dict[str, Facts]:
 
 def _serving(backend: str, isa: str | None) -> str:
     if backend == "cpu":
-        return f"runs at {isa}"
+        threads = "torch's threads" if _native.build_info().get("threads") else "one thread"
+        return f"runs at {isa}, on {threads}"
     if backend == "triton" and triton_runtime.INTERPRETED:
         return "in its interpreter, for tests: TRITON_INTERPRET=1"
     return "plain PyTorch" if backend == REFERENCE else "serves tensors on the GPU"

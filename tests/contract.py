@@ -37,7 +37,15 @@ def assert_case(op: str, case: Case, dtype: torch.dtype) -> None:
     for device in devices():
         for backend in BACKENDS:
             try:
-                errors = compare(case, entry.function, entry.reference, backend, dtype, device)
+                errors = compare(
+                    case,
+                    entry.function,
+                    entry.reference,
+                    backend,
+                    dtype,
+                    device,
+                    entry.error_factor,
+                )
             except BackendError:
                 continue
             served.append(backend)

@@ -227,10 +227,11 @@ def test_stub_and_record_tell_what_the_module_has():
     names = [name for name in dir(module) if not name.startswith("__")]
     assert names == [line[4 : line.index("(")] for line in stub.splitlines() if line[:4] == "def "]
     info = module.build_info()
-    assert {key: info[key] for key in info if key != "isa"} == json.loads(
+    assert {key: info[key] for key in info if key not in ("isa", "threads")} == json.loads(
         (Path(_native.__file__).parent / "_build.json").read_text()
     )
     assert info["isa"] in info["isas"]
+    assert info["threads"], "at::parallel_for is a plain loop without OpenMP"
 
 
 @pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from genimg import reference
-from genimg.backends import Op, choose
+from genimg import _native, reference
+from genimg.backends import REFERENCE, Impl, Op, choose
 from genimg.ops.checks import check_convolution
+from genimg.ops.convolution import (
+    Convolve,
+    autocast,
+    empty_output,
+    fake_grads,
+    pair,
+    why_not_cpu,
+)
 from genimg.reference.conv2d import CASES, IntOrPair
+from genimg.testing import CONVOLUTION_ERROR_FACTOR
 
 
 def conv2d(
@@ -47,8 +59,75 @@ def conv2d(
     Source: Dumoulin, Visin, "A guide to convolution arithmetic for deep learning", 2016, section 2.
     """
     check_convolution("conv2d", input, weight, bias, groups, transposed=False)
-    choose(CONV2D, backend, input, weight, bias, stride, padding, dilation, groups)
-    return reference.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    input, weight, bias = autocast(input, weight, bias)  # type: ignore[assignment]
+    args = (input, weight, bias, stride, padding, dilation, groups)
+    name = choose(CONV2D, backend, *args)
+    if name == REFERENCE:
+        return reference.conv2d(*args)
+    options = (pair(stride), pair(padding))  # type: ignore[arg-type]
+    return Convolve.apply(input, weight, bias, "conv2d", name, options)
 
 
-CONV2D = Op("conv2d", conv2d, reference.conv2d, CASES)
+def _cpp_fwd(*args: Any) -> Tensor:
+    return torch.ops.genimg.conv2d_fwd(*args)
+
+
+def _cpp_bwd(*args: Any) -> tuple[Tensor, Tensor]:
+    return torch.ops.genimg.conv2d_bwd(*args)
+
+
+if _native.available():
+
+    @torch.library.register_fake("genimg::conv2d_fwd")
+    def _(
+        x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]
+    ) -> Tensor:
+        size = [
+            (x.shape[2 + d] + 2 * padding[d] - weight.shape[2 + d]) // stride[d] + 1
+            for d in range(2)
+        ]
+        return empty_output(x, weight, (x.shape[0], weight.shape[0], *size))
+
+    @torch.library.register_fake("genimg::conv2d_bwd")
+    def _(
+        grad_y: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        stride: list[int],
+        padding: list[int],
+        needs_x: bool,
+        needs_weight: bool,
+    ) -> tuple[Tensor, Tensor]:
+        return fake_grads(grad_y, x, weight, needs_x, needs_weight)
+
+
+def _why_not_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrPair,
+    padding: IntOrPair | str,
+    dilation: IntOrPair,
+    groups: int,
+) -> str | None:
+    return why_not_cpu(x, weight, bias, stride, padding, 0, groups, dilation) or _refuse_small(
+        x, weight, padding
+    )
+
+
+def _refuse_small(x: Tensor, weight: Tensor, padding: IntOrPair | str) -> str | None:
+    assert not isinstance(padding, str)
+    for d in range(2):
+        if x.shape[2 + d] + 2 * pair(padding)[d] < weight.shape[2 + d]:
+            return f"the kernel is larger than the padded input {tuple(x.shape)}"
+    return None
+
+
+CONV2D = Op(
+    "conv2d",
+    conv2d,
+    reference.conv2d,
+    CASES,
+    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu),),
+    error_factor=CONVOLUTION_ERROR_FACTOR,
+)

@@ -10,6 +10,7 @@ from genimg import reference
 from genimg.backends import Op, choose
 from genimg.ops.checks import check_channels, check_together
 from genimg.reference.conv_stack import CASES, Activation, BatchNorm, ConvBlock, Direction
+from genimg.testing import CONVOLUTION_ERROR_FACTOR
 
 __all__ = ["Activation", "BatchNorm", "ConvBlock", "Direction", "conv_stack"]
 
@@ -80,4 +81,6 @@ def _check_block(name: str, x: Tensor, channels: int | None, block: ConvBlock) -
     return block.weight.shape[1] * block.groups if up else block.weight.shape[0]
 
 
-CONV_STACK = Op("conv_stack", conv_stack, reference.conv_stack, CASES)
+CONV_STACK = Op(
+    "conv_stack", conv_stack, reference.conv_stack, CASES, error_factor=CONVOLUTION_ERROR_FACTOR
+)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from genimg import reference
-from genimg.backends import Op, choose
+from genimg import _native, reference
+from genimg.backends import REFERENCE, Impl, Op, choose
 from genimg.ops.checks import check_convolution
+from genimg.ops.convolution import (
+    Convolve,
+    autocast,
+    empty_output,
+    fake_grads,
+    pair,
+    why_not_cpu,
+)
 from genimg.reference.conv2d import IntOrPair
 from genimg.reference.conv_transpose2d import CASES
+from genimg.testing import CONVOLUTION_ERROR_FACTOR
 
 
 def conv_transpose2d(
@@ -52,21 +64,91 @@ def conv_transpose2d(
     Source: Dumoulin, Visin, "A guide to convolution arithmetic for deep learning", 2016, section 4.
     """
     check_convolution("conv_transpose2d", input, weight, bias, groups, transposed=True)
-    choose(
-        CONV_TRANSPOSE2D,
-        backend,
-        input,
-        weight,
-        bias,
-        stride,
-        padding,
-        output_padding,
-        groups,
-        dilation,
-    )
-    return reference.conv_transpose2d(
-        input, weight, bias, stride, padding, output_padding, groups, dilation
-    )
+    input, weight, bias = autocast(input, weight, bias)  # type: ignore[assignment]
+    args = (input, weight, bias, stride, padding, output_padding, groups, dilation)
+    name = choose(CONV_TRANSPOSE2D, backend, *args)
+    if name == REFERENCE:
+        return reference.conv_transpose2d(*args)
+    options = (pair(stride), pair(padding), pair(output_padding))
+    return Convolve.apply(input, weight, bias, "conv_transpose2d", name, options)
 
 
-CONV_TRANSPOSE2D = Op("conv_transpose2d", conv_transpose2d, reference.conv_transpose2d, CASES)
+def _cpp_fwd(*args: Any) -> Tensor:
+    return torch.ops.genimg.conv_transpose2d_fwd(*args)
+
+
+def _cpp_bwd(*args: Any) -> tuple[Tensor, Tensor]:
+    return torch.ops.genimg.conv_transpose2d_bwd(*args)
+
+
+if _native.available():
+
+    @torch.library.register_fake("genimg::conv_transpose2d_fwd")
+    def _(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        output_padding: list[int],
+    ) -> Tensor:
+        size = [
+            (x.shape[2 + d] - 1) * stride[d]
+            - 2 * padding[d]
+            + weight.shape[2 + d]
+            + output_padding[d]
+            for d in range(2)
+        ]
+        return empty_output(x, weight, (x.shape[0], weight.shape[1], *size))
+
+    @torch.library.register_fake("genimg::conv_transpose2d_bwd")
+    def _(
+        grad_y: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        stride: list[int],
+        padding: list[int],
+        output_padding: list[int],
+        needs_x: bool,
+        needs_weight: bool,
+    ) -> tuple[Tensor, Tensor]:
+        return fake_grads(grad_y, x, weight, needs_x, needs_weight)
+
+
+def _why_not_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrPair,
+    padding: IntOrPair,
+    output_padding: IntOrPair,
+    groups: int,
+    dilation: IntOrPair,
+) -> str | None:
+    return why_not_cpu(
+        x, weight, bias, stride, padding, output_padding, groups, dilation
+    ) or _refuse_output(x, weight, pair(stride), pair(padding), pair(output_padding))
+
+
+def _refuse_output(
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    output_padding: tuple[int, int],
+) -> str | None:
+    for d in range(2):
+        size = (x.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + weight.shape[2 + d]
+        if not 0 <= output_padding[d] < stride[d] or size + output_padding[d] < 1:
+            return f"output padding {output_padding} and padding {padding} are PyTorch's to refuse"
+    return None
+
+
+CONV_TRANSPOSE2D = Op(
+    "conv_transpose2d",
+    conv_transpose2d,
+    reference.conv_transpose2d,
+    CASES,
+    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu),),
+    error_factor=CONVOLUTION_ERROR_FACTOR,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,6 +44,16 @@ def _make(
     return tensors
 
 
+def _not_finite(x: tuple[int, ...], weight: tuple[int, ...]) -> Callable[..., Tensors]:
+    def tensors(generator: torch.Generator) -> Tensors:
+        made = _make(x, weight)(generator)
+        made["x"][0, 1, 0, 2] = float("nan")
+        made["x"][1, 0, 3, 3] = float("inf")
+        return made
+
+    return tensors
+
+
 def _call(**options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
     def call(op: Callable[..., Any], t: Tensors) -> Tensor:
         return op(t["x"], t["weight"], t["bias"], **options)
@@ -72,6 +83,36 @@ CASES = (
         "k4s2p1_primes",
         "channels and sizes that divide nothing",
         _make((3, 7, 5, 3), (7, 5, 4, 4)),
+        _call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "k4s2p1_wide_integers",
+        "sides above 5 take F(3,2) on the CPU, whose weights are halved: still exact",
+        _make((2, 17, 7, 9), (17, 33, 4, 4), partial(integers, limit=1)),
+        _call(stride=2, padding=1),
+        _ALL,
+        exact=True,
+    ),
+    Case(
+        "k4s2p1_wide",
+        "partial tiles and blocks of channels: 11x7 in tiles of three, 20 channels",
+        _make((2, 20, 11, 7), (20, 36, 4, 4)),
+        _call(stride=2, padding=1),
+        _ALL,
+        layout="channels_last",
+    ),
+    Case(
+        "few_channels",
+        "three on the large side: the image's",
+        _make((2, 20, 5, 7), (20, 3, 4, 4)),
+        _call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "not_finite",
+        "NaN and Inf reach the outputs that they belong to, and no neighbour",
+        _not_finite((2, 6, 7, 7), (6, 12, 4, 4)),
         _call(stride=2, padding=1),
         _ALL,
     ),

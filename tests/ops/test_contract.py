@@ -158,9 +158,8 @@ def test_explain_agrees_with_the_call(op):
 
     case.call(explain, prepare(case, torch.float32, "cpu"))
     (table,) = tables
-    # leaky_relu's kernels only tie with PyTorch, batch_norm_act's win on larger tensors, and the
-    # convolutions have none yet.
-    native = op == "reparam_kl" and _native.available()
+    # leaky_relu's kernels only tie with PyTorch, and batch_norm_act's win on larger tensors.
+    native = op in ("conv2d", "conv_transpose2d", "reparam_kl") and _native.available()
     assert table.taken == ("cpu" if native else "reference")
     assert [row.backend for row in table.rows] == ["cuda", "cpu", "triton", "reference"]
     assert all(row.reason for row in table.rows)

@@ -6,9 +6,12 @@ import torch.nn.functional as F
 from contract import FLOATS, assert_case, small_cases
 
 import genimg
+from genimg.backends import OPS
 from genimg.testing import integers
 
 conv2d = genimg.ops.conv2d
+
+OPTIONS = (None, 2, 1, 1, 1)  # of a call: bias, stride, padding, dilation, groups
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -19,6 +22,7 @@ def test_forward_backward(case, dtype):
 
 def test_unbatched():
     x, weight = torch.randn(3, 9, 9), torch.randn(4, 3, 4, 4)
+    assert genimg.explain("conv2d", x, weight).taken == "reference"
     assert torch.equal(conv2d(x, weight, None, 2, 1), F.conv2d(x, weight, None, 2, 1))
 
 
@@ -70,17 +74,37 @@ def test_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         y = conv2d(x.bfloat16(), weight, bias)
         assert y.dtype == torch.bfloat16
-        assert torch.equal(y, F.conv2d(x.bfloat16(), weight, bias))
+        with genimg.use_backend("reference"):
+            assert torch.equal(conv2d(x, weight, bias), F.conv2d(x, weight, bias))
+    assert torch.equal(y, conv2d(x.bfloat16(), weight.bfloat16(), bias.bfloat16()))
 
 
-def test_useless_weight_gradient_is_not_computed():
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_gradients_that_nobody_asks_for_are_not_computed(backend):
     """autograd.grad(y, x), as in a gradient penalty, must not pay for the weight."""
+    if reason := OPS["conv2d"].why_not(
+        backend, torch.ones(2, 3, 8, 8), torch.ones(4, 3, 4, 4), *OPTIONS
+    ):
+        pytest.skip(reason)
     x = integers(torch.Generator(), 2, 3, 8, 8).float().requires_grad_()
     weight = torch.randn(4, 3, 4, 4, requires_grad=True)
-    y = conv2d(x, weight, None, 2, 1)
-    with torch.profiler.profile(record_shapes=True) as profile:
-        torch.autograd.grad(y.sum(), x)
-    backward = [e for e in profile.events() if e.name == "aten::convolution_backward"]
-    assert len(backward) == 1
-    mask = backward[0].concrete_inputs[-1]
-    assert list(mask) == [True, False, False]
+    for wanted, mask in ((x, (True, False)), (weight, (False, True)), ((x, weight), (True, True))):
+        y = conv2d(x, weight, None, 2, 1, backend=backend)
+        with torch.profiler.profile(record_shapes=True) as profile:
+            torch.autograd.grad(y.sum(), wanted)
+        names = ("aten::convolution_backward", "genimg::conv2d_bwd")
+        (call,) = [e for e in profile.events() if e.name in names]
+        given = call.concrete_inputs
+        assert tuple(given[-1][:2] if backend == "reference" else given[-2:]) == mask
+
+
+def test_gradients_of_what_is_no_leaf():
+    x, weight = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 4, 4)
+    weight.requires_grad_()
+    middle = 2 * x
+    (grad,) = torch.autograd.grad(conv2d(middle, weight, None, 2, 1).sum(), middle)
+    (twice,) = torch.autograd.grad(conv2d(2 * x, weight, None, 2, 1).sum(), x)
+    assert torch.equal(2 * grad, twice)
+    conv2d(2 * x, weight, None, 2, 1).sum().backward(inputs=[weight])
+    assert x.grad is None
+    assert weight.grad is not None

@@ -1,0 +1,39 @@
+// What conv2d and conv_transpose2d share: forward and backward by the contractions, and by PyTorch
+// where these refuse the numbers.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+
+#include "../kernels/cpu/conv.h"
+
+namespace genimg {
+
+struct Convolution {
+  const char* op;
+  bool transposed;
+  at::IntArrayRef stride, padding, output_padding;
+
+  // Shapes, devices and dtypes fit, and the kernels serve them. `bias` may be null.
+  void check(const at::Tensor& x, const at::Tensor& weight, const at::Tensor* bias) const;
+  int64_t out_size(const at::Tensor& x, const at::Tensor& weight, int64_t dim) const;
+  cpu::ConvGeometry geometry(const at::Tensor& x, const at::Tensor& y,
+                             const at::Tensor& weight) const;
+
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& weight,
+                     const std::optional<at::Tensor>& bias) const;
+  // Gradients of x and weight; empty tensors where they are not asked for.
+  std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad_y, const at::Tensor& x,
+                                              const at::Tensor& weight, bool needs_x,
+                                              bool needs_weight) const;
+};
+
+// The memory format that PyTorch gives a convolution's output.
+at::MemoryFormat output_format(const at::Tensor& x, const at::Tensor& weight);
+
+// A parameter as floats with room for whole blocks of channels; undefined without one.
+at::Tensor padded_floats(const std::optional<at::Tensor>& parameter);
+
+}  // namespace genimg

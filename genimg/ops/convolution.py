@@ -1,0 +1,158 @@
+"""What conv2d and conv_transpose2d share: one autograd.Function, one account of what is served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genimg import _native
+from genimg.backends import OPS, asked_for, recompute_grads, refuse_dtype, refuse_transforms
+from genimg.reference.conv2d import IntOrPair
+
+MAX_KERNEL = 16
+"""Taps along one axis that the CPU kernels have room for."""
+
+Pair = tuple[int, int]
+
+
+def pair(value: IntOrPair) -> Pair:
+    """One number for both dimensions, or one for each."""
+    if isinstance(value, int):
+        return (value, value)
+    first, second = value if len(value) == 2 else (value[0], value[0])
+    return (first, second)
+
+
+class Convolve(torch.autograd.Function):
+    """A convolution by a backend's kernels: first derivatives, and the reference's second ones.
+
+    ``options`` are the op's own after bias, as pairs; kept for backward: input and weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        op: str,
+        backend: str,
+        options: tuple[Pair, ...],
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.call = (op, backend, options)
+        return OPS[op].by_backend[backend].fwd(x, weight, bias, *options)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        op, backend, options = ctx.call
+        needs_x, needs_weight, needs_bias = asked_for(ctx)[:3]
+        grad_bias = grad_y.sum((0, 2, 3)) if needs_bias else None
+        if torch.is_grad_enabled():  # create_graph=True
+            grad_x, grad_weight = recompute_grads(
+                lambda x, weight: OPS[op].reference(x, weight, None, *options),
+                (x, weight),
+                (grad_y,),
+                (needs_x, needs_weight),
+            )
+        elif needs_x or needs_weight:
+            grad_x, grad_weight = (
+                OPS[op].by_backend[backend].bwd(grad_y, x, weight, *options, needs_x, needs_weight)
+            )
+        return (
+            grad_x if needs_x else None,
+            grad_weight if needs_weight else None,
+            grad_bias,
+            None,
+            None,
+            None,
+        )
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in autocast's dtype, where it is on: convolutions run in the lower precision."""
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "meta"
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and _is_cast(x) else x for x in tensors)
+
+
+def _is_cast(x: Tensor) -> bool:
+    return x.is_floating_point() and x.dtype != torch.float64
+
+
+def why_not_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrPair,
+    padding: IntOrPair | str,
+    output_padding: IntOrPair,
+    groups: int,
+    dilation: IntOrPair,
+) -> str | None:
+    """Why the C++ kernels cannot serve a convolution."""
+    return (
+        _native.why_not()
+        or refuse_dtype(x, (torch.float32, torch.bfloat16))
+        or _refuse_options(x, weight, stride, padding, output_padding, groups, dilation)
+        or refuse_transforms()
+    )
+
+
+def _refuse_options(
+    x: Tensor,
+    weight: Tensor,
+    stride: IntOrPair,
+    padding: IntOrPair | str,
+    output_padding: IntOrPair,
+    groups: int,
+    dilation: IntOrPair,
+) -> str | None:
+    if groups != 1:
+        return f"groups={groups} is not served, only 1"
+    if pair(dilation) != (1, 1):
+        return f"dilation={dilation} is not served, only 1"
+    if isinstance(padding, str):
+        return f"padding={padding!r} is not served, only numbers"
+    if not isinstance(weight, Tensor):
+        return "the weight is no tensor"
+    if x.dim() != 4:
+        return f"an input of {x.dim()} dimensions is not served, only [N, C, H, W]"
+    if weight.dtype != x.dtype:
+        return f"a weight of {weight.dtype} for an input of {x.dtype} is not served"
+    if x.numel() == 0 or weight.numel() == 0:
+        return "an empty tensor leaves nothing to do"
+    kernel = (weight.shape[2], weight.shape[3])
+    if max(kernel) > MAX_KERNEL or max(pair(stride)) > MAX_KERNEL:
+        return f"a kernel of {kernel} with stride {stride}: only up to {MAX_KERNEL} is served"
+    if min(pair(stride)) < 1 or min(pair(padding)) < 0:
+        return f"stride {stride} and padding {padding} are PyTorch's to refuse"
+    return None
+
+
+def empty_output(x: Tensor, weight: Tensor, shape: tuple[Any, ...]) -> Tensor:
+    """A fake output, in the memory format that the kernels give it."""
+    return x.new_empty(shape).contiguous(memory_format=_format(x, weight))
+
+
+def fake_grads(
+    grad_y: Tensor, x: Tensor, weight: Tensor, needs_x: bool, needs_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """Fake gradients of input and weight; empty where they are not asked for."""
+    layout = _format(x, weight)
+    return (
+        torch.empty_like(x, memory_format=layout) if needs_x else x.new_empty(0),
+        torch.empty_like(weight, memory_format=layout) if needs_weight else weight.new_empty(0),
+    )
+
+
+def _format(x: Tensor, weight: Tensor) -> torch.memory_format:
+    suggest: Callable[[Tensor], torch.memory_format] = torch._prims_common.suggest_memory_format
+    pixels = torch.channels_last in (suggest(x), suggest(weight))
+    return torch.channels_last if pixels else torch.contiguous_format
