@@ -40,10 +40,8 @@ at::Tensor empty_pixels(at::IntArrayRef sizes, const at::Tensor& like) {
 
 }  // namespace
 
-MemoryFormat output_format(const at::Tensor& x, const at::Tensor& weight) {
-  const bool pixels = x.suggest_memory_format() == MemoryFormat::ChannelsLast ||
-                      weight.suggest_memory_format() == MemoryFormat::ChannelsLast;
-  return pixels ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+MemoryFormat output_format(MemoryFormat input, const at::Tensor& weight) {
+  return input == MemoryFormat::ChannelsLast ? input : weight.suggest_memory_format();
 }
 
 at::Tensor padded_floats(const std::optional<at::Tensor>& parameter) {
@@ -98,22 +96,42 @@ ConvGeometry Convolution::geometry(const at::Tensor& x, const at::Tensor& y,
                     : conv_geometry(y, x, weight, stride, padding);
 }
 
+at::Tensor Convolution::empty_output(const at::Tensor& x, const at::Tensor& weight) const {
+  return empty_pixels(
+      {x.size(0), weight.size(transposed ? 1 : 0), out_size(x, weight, 2), out_size(x, weight, 3)},
+      x);
+}
+
+at::Tensor Convolution::unfused(const at::Tensor& x, const at::Tensor& weight,
+                                const std::optional<at::Tensor>& bias) const {
+  return at::convolution(x, weight, bias, stride, padding, kNoDilation, transposed, output_padding,
+                         1);
+}
+
+std::tuple<at::Tensor, at::Tensor> Convolution::unfused_backward(const at::Tensor& grad_y,
+                                                                 const at::Tensor& x,
+                                                                 const at::Tensor& weight,
+                                                                 bool needs_x,
+                                                                 bool needs_weight) const {
+  const auto grads =
+      at::convolution_backward(grad_y, x, weight, std::nullopt, stride, padding, kNoDilation,
+                               transposed, output_padding, 1, {needs_x, needs_weight, false});
+  return {std::get<0>(grads), std::get<1>(grads)};
+}
+
 at::Tensor Convolution::forward(const at::Tensor& x, const at::Tensor& weight,
                                 const std::optional<at::Tensor>& bias) const {
   check(x, weight, bias ? &*bias : nullptr);
   const at::Tensor pixels = x.contiguous(MemoryFormat::ChannelsLast);
-  at::Tensor y = empty_pixels(
-      {x.size(0), weight.size(transposed ? 1 : 0), out_size(x, weight, 2), out_size(x, weight, 3)},
-      x);
+  at::Tensor y = empty_output(x, weight);
   const at::Tensor floats = padded_floats(bias);
   cpu::Epilogue epilogue = writing(y);
   if (bias) epilogue.bias = floats.const_data_ptr<float>();
   if (!contract(geometry(x, y, weight), transposed ? ConvDirection::dgrad : ConvDirection::fprop,
                 weight.contiguous(), reading(pixels), epilogue)) {
-    y = at::convolution(x, weight, bias, stride, padding, kNoDilation, transposed, output_padding,
-                        1);
+    y = unfused(x, weight, bias);
   }
-  return y.contiguous(output_format(x, weight));
+  return y.contiguous(output_format(x.suggest_memory_format(), weight));
 }
 
 std::tuple<at::Tensor, at::Tensor> Convolution::backward(const at::Tensor& grad_y,
@@ -124,7 +142,7 @@ std::tuple<at::Tensor, at::Tensor> Convolution::backward(const at::Tensor& grad_
   check_same_dtype(op, "x", x, "grad_y", grad_y);
   const at::Tensor grads = grad_y.contiguous(MemoryFormat::ChannelsLast);
   const ConvGeometry g = geometry(x, grads, weight);
-  const MemoryFormat format = output_format(x, weight);
+  const MemoryFormat format = output_format(x.suggest_memory_format(), weight);
   bool served = true;
   at::Tensor grad_x = at::empty({0}, x.options()), grad_weight = at::empty({0}, weight.options());
   if (needs_x) {

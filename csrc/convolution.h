@@ -22,6 +22,16 @@ struct Convolution {
   cpu::ConvGeometry geometry(const at::Tensor& x, const at::Tensor& y,
                              const at::Tensor& weight) const;
 
+  // NHWC.
+  at::Tensor empty_output(const at::Tensor& x, const at::Tensor& weight) const;
+
+  // PyTorch's.
+  at::Tensor unfused(const at::Tensor& x, const at::Tensor& weight,
+                     const std::optional<at::Tensor>& bias) const;
+  std::tuple<at::Tensor, at::Tensor> unfused_backward(const at::Tensor& grad_y, const at::Tensor& x,
+                                                      const at::Tensor& weight, bool needs_x,
+                                                      bool needs_weight) const;
+
   at::Tensor forward(const at::Tensor& x, const at::Tensor& weight,
                      const std::optional<at::Tensor>& bias) const;
   // Gradients of x and weight; empty tensors where they are not asked for.
@@ -31,7 +41,7 @@ struct Convolution {
 };
 
 // The memory format that PyTorch gives a convolution's output.
-at::MemoryFormat output_format(const at::Tensor& x, const at::Tensor& weight);
+at::MemoryFormat output_format(at::MemoryFormat input, const at::Tensor& weight);
 
 // A parameter as floats with room for whole blocks of channels; undefined without one.
 at::Tensor padded_floats(const std::optional<at::Tensor>& parameter);

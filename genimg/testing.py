@@ -11,7 +11,7 @@ must equal the truth to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,9 @@ ERROR_FACTOR = 2.0
 
 CONVOLUTION_ERROR_FACTOR = 3.0
 """The same, for ops whose kernels may add and subtract neighbours before they multiply."""
+
+SEEDS = 5
+"""Draws of the data that decide where the first one breaks the rule."""
 
 Tensors = dict[str, Tensor]
 
@@ -226,10 +229,37 @@ def compare(
     device: str | torch.device = "cpu",
     factor: float = ERROR_FACTOR,
 ) -> list[Error]:
-    """Run a case on a backend and judge every output, written state and gradient."""
-    tensors = prepare(case, dtype, device)
-    wide = {name: x.double() for name, x in tensors.items()}
-    own, grad_outputs = run(case, reference, tensors)
-    got, _ = run(case, partial(op, backend=backend), tensors, grad_outputs)
-    truth, _ = run(case, reference, wide, grad_outputs)
-    return [judge(name, got[name], own[name], truth[name], case.exact, factor) for name in own]
+    """Run a case on a backend and judge every output, written state and gradient.
+
+    PyTorch's own error is a random number, for a result of few values now and then a very small
+    one. A result that breaks the rule is therefore judged once more, by the means over
+    :data:`SEEDS` draws of the data: a lucky draw goes under in them, a fault does not.
+    """
+
+    def errors(seed: int) -> list[Error]:
+        tensors = prepare(case, dtype, device, seed)
+        wide = {name: x.double() for name, x in tensors.items()}
+        own, grad_outputs = run(case, reference, tensors)
+        got, _ = run(case, partial(op, backend=backend), tensors, grad_outputs)
+        truth, _ = run(case, reference, wide, grad_outputs)
+        return [judge(name, got[name], own[name], truth[name], case.exact, factor) for name in own]
+
+    first = errors(0)
+    if case.exact or all(error.ok or error.note for error in first):
+        return first
+    draws = [first, *(errors(seed) for seed in range(1, SEEDS))]
+    return [_mean(same) for same in zip(*draws, strict=True)]
+
+
+def _mean(draws: tuple[Error, ...]) -> Error:
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(draws)
+
+    return Error(
+        draws[0].result,
+        mean(e.error for e in draws),
+        mean(e.torch_error for e in draws),
+        mean(e.allowed for e in draws),
+        mean(e.scale for e in draws),
+        next((e.note for e in draws if e.note), ""),
+    )

@@ -85,7 +85,7 @@ def test_explain():
     assert table.taken == "reference"
     assert "-> reference" in str(table)
     named = genimg.explain(
-        "conv2d", torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 3, 3), backend="cpu"
+        "conv2d", torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 3, 3), backend="cuda"
     )
     assert named.taken == "none"
     with pytest.raises(ValueError, match="no op 'conv9d'; there are batch_norm_act, conv2d"):

@@ -22,7 +22,15 @@ ROOMS = (
     *("reference", "backends", "kernels", "_native", "testing"),
 )
 MAY_IMPORT_GENIMG_ITSELF = ("__main__", "cli", "info")
-GLUE_OF_SEVERAL = {"contraction", "convolution", "module", "scratch"}
+GLUE_OF_SEVERAL = {
+    "contraction",
+    "conv_block",
+    "convolution",
+    "module",
+    "moments",
+    "read_image",
+    "scratch",
+}
 NOT_OPS = {"ops": {"__init__", "checks", "convolution"}, "reference": {"__init__"}}
 
 pytestmark = pytest.mark.skipif(

@@ -76,7 +76,7 @@ def plan(stack: torch.nn.Sequential) -> list[torch.nn.Module | list[_Block]]:
             run = []
         elif kind in _DOWN or kind in _UP:
             block = _Block(module)
-            if last is not None and last.convolution is not None:
+            if last is not None and _goes_on(last) and _is_dense(module):
                 run.append(block)
             else:
                 run = [block]
@@ -95,6 +95,18 @@ def plan(stack: torch.nn.Sequential) -> list[torch.nn.Module | list[_Block]]:
             run = []
     # A lone layer gains nothing from being a run of one.
     return [_alone(step) if isinstance(step, list) else step for step in steps]
+
+
+def _goes_on(block: _Block) -> bool:
+    """Whether another block may follow in its run: fused, inner activations are leaky ones."""
+    inner = type(block.activation) in (type(None), *_LEAKY, torch.nn.ReLU)
+    return inner and block.convolution is not None and _is_dense(block.convolution)
+
+
+def _is_dense(convolution: torch.nn.Module) -> bool:
+    """Without groups or dilation, which would leave its whole run to PyTorch."""
+    assert isinstance(convolution, (torch.nn.Conv2d, torch.nn.ConvTranspose2d))
+    return convolution.groups == 1 and convolution.dilation == (1, 1)
 
 
 def _fits(block: _Block, activation: torch.nn.Module) -> bool:

@@ -12,6 +12,7 @@ from genimg.backends import REFERENCE, Impl, Op, choose
 from genimg.ops.checks import check_convolution
 from genimg.ops.convolution import (
     Convolve,
+    Geometry,
     autocast,
     empty_output,
     fake_grads,
@@ -110,17 +111,7 @@ def _why_not_cpu(
     dilation: IntOrPair,
     groups: int,
 ) -> str | None:
-    return why_not_cpu(x, weight, bias, stride, padding, 0, groups, dilation) or _refuse_small(
-        x, weight, padding
-    )
-
-
-def _refuse_small(x: Tensor, weight: Tensor, padding: IntOrPair | str) -> str | None:
-    assert not isinstance(padding, str)
-    for d in range(2):
-        if x.shape[2 + d] + 2 * pair(padding)[d] < weight.shape[2 + d]:
-            return f"the kernel is larger than the padded input {tuple(x.shape)}"
-    return None
+    return why_not_cpu(x, weight, Geometry(False, stride, padding, 0, groups, dilation))
 
 
 CONV2D = Op(

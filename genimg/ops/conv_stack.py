@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from genimg import reference
-from genimg.backends import Op, choose
+from genimg import _native, reference
+from genimg.backends import (
+    REFERENCE,
+    Impl,
+    Op,
+    asked_for,
+    choose,
+    recompute_grads,
+    refuse_dtype,
+    refuse_transforms,
+)
 from genimg.ops.checks import check_channels, check_together
+from genimg.ops.convolution import Geometry, autocast, empty_output, pair, refuse_geometry
 from genimg.reference.conv_stack import CASES, Activation, BatchNorm, ConvBlock, Direction
 from genimg.testing import CONVOLUTION_ERROR_FACTOR
 
@@ -62,8 +75,294 @@ def conv_stack(
                 f"conv_stack: expected block {i} to be a ConvBlock, but got {type(block).__name__}"
             )
         channels = _check_block(f"conv_stack: block {i}", x, channels, block)
-    choose(CONV_STACK, backend, x, blocks, training)
-    return reference.conv_stack(x, blocks, training=training)
+    blocks = _autocast(x, blocks)
+    (x,) = autocast(x)  # type: ignore[assignment]
+    name = choose(CONV_STACK, backend, x, blocks, training)
+    if name == REFERENCE:
+        return reference.conv_stack(x, blocks, training=training)
+    parameters, layout = _flatten(blocks)
+    keep = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, *parameters)
+    )
+    if keep:
+        y, *statistics = _ConvStack.apply(x, name, layout, training, *parameters)
+    else:
+        y, statistics = CONV_STACK.by_backend[name].fwd(x, parameters, *layout, training, False)
+        statistics = _batch_statistics(statistics)
+    if training:
+        _update(blocks, statistics)
+    return y
+
+
+def _autocast(x: Tensor, blocks: Sequence[ConvBlock]) -> Sequence[ConvBlock]:
+    if autocast(x)[0] is x and all(autocast(b.weight)[0] is b.weight for b in blocks):
+        return blocks
+    cast = [autocast(block.weight, block.bias) for block in blocks]
+    return [
+        replace(block, weight=weight, bias=bias)  # type: ignore[arg-type]
+        for block, (weight, bias) in zip(blocks, cast, strict=True)
+    ]
+
+
+_PARAMETERS = 6  # weight, bias, gamma, beta, running mean, running variance
+_TRAINED = 4  # of them
+_Layout = tuple[tuple[int, ...], tuple[float, ...]]
+"""Nine integers and two numbers a block, in the order of :func:`_flatten`."""
+
+
+def _flatten(blocks: Sequence[ConvBlock]) -> tuple[list[Tensor | None], _Layout]:
+    parameters: list[Tensor | None] = []
+    options: list[int] = []
+    numbers: list[float] = []
+    for block in blocks:
+        assert not isinstance(block.padding, str)
+        norm = block.norm
+        parameters += [block.weight, block.bias]
+        parameters += (
+            [None] * 4
+            if norm is None
+            else [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        )
+        options.append(block.direction is Direction.UP)
+        for option in (block.stride, block.padding, block.output_padding):
+            options += pair(option)
+        options.append(0 if norm is None else 2 if norm.training is False else 1)
+        options.append(_ACTIVATIONS.index(block.activation))
+        numbers += [0.0 if norm is None else norm.eps, float(block.negative_slope)]
+    return parameters, (tuple(options), tuple(numbers))
+
+
+_ACTIVATIONS = (Activation.NONE, Activation.LEAKY_RELU, Activation.TANH, Activation.SIGMOID)
+
+
+def _restore(parameters: Sequence[Tensor | None], layout: _Layout) -> list[ConvBlock]:
+    """The blocks that :func:`_flatten` took apart."""
+    options, numbers = layout
+    blocks = []
+    for b in range(len(numbers) // 2):
+        weight, bias, gamma, beta, mean, var = parameters[_PARAMETERS * b : _PARAMETERS * (b + 1)]
+        up, *pairs, norm, activation = options[9 * b : 9 * (b + 1)]
+        eps, negative_slope = numbers[2 * b : 2 * (b + 1)]
+        assert weight is not None
+        blocks.append(
+            ConvBlock(
+                Direction.UP if up else Direction.DOWN,
+                weight,
+                bias,
+                (pairs[0], pairs[1]),
+                (pairs[2], pairs[3]),
+                (pairs[4], pairs[5]),
+                norm=BatchNorm(mean, var, gamma, beta, 0.0, eps, False if norm == 2 else None)
+                if norm
+                else None,
+                activation=_ACTIVATIONS[activation],
+                negative_slope=negative_slope,
+            )
+        )
+    return blocks
+
+
+def _batch_statistics(kept: Sequence[Tensor]) -> list[Tensor]:
+    """Mean and variance of every block, empty where its batch norm did not take any."""
+    count = len(kept) // 4
+    return [*kept[count : 2 * count], *kept[3 * count :]]
+
+
+def _update(blocks: Sequence[ConvBlock], statistics: Sequence[Tensor]) -> None:
+    for block, mean, var in zip(
+        blocks, statistics[: len(blocks)], statistics[len(blocks) :], strict=True
+    ):
+        norm = block.norm
+        if norm is None or norm.training is False:
+            continue
+        if norm.running_mean is not None and norm.running_var is not None:
+            # lerp: running + momentum * (batch - running).
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+            norm.running_var.lerp_(var.to(norm.running_var.dtype), norm.momentum)
+
+
+class _ConvStack(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        backend: str,
+        layout: _Layout,
+        training: bool,
+        *parameters: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        y, kept = CONV_STACK.by_backend[backend].fwd(x, parameters, *layout, training, True)
+        count = len(kept) // 4
+        trained = [p for i, p in enumerate(parameters) if i % _PARAMETERS < _TRAINED]
+        ctx.save_for_backward(x, y if _keeps_output(layout) else None, *trained, *kept[: 3 * count])
+        ctx.call = (backend, layout, training)
+        statistics = _batch_statistics(kept)
+        ctx.mark_non_differentiable(*statistics)
+        return y, *statistics
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        backend, layout, training = ctx.call
+        x, y, *saved = ctx.saved_tensors
+        count = len(layout[1]) // 2
+        kept = saved[_TRAINED * count :]
+        asked = asked_for(ctx)
+        needs_x, needs = asked[0], asked[4:]
+        parameters: list[Tensor | None] = []
+        for b in range(count):
+            parameters += [*saved[_TRAINED * b : _TRAINED * (b + 1)], None, None]
+        if torch.is_grad_enabled():  # create_graph=True
+            grads = _recompute(x, parameters, layout, training, kept, grad_y, (needs_x, *needs))
+            return grads[0], None, None, None, *grads[1:]
+        needed = [
+            sum(
+                bit
+                for bit, wanted in (
+                    (1, needs[_PARAMETERS * b]),
+                    (2, any(needs[_PARAMETERS * b + 1 : _PARAMETERS * (b + 1)])),
+                )
+                if wanted
+            )
+            for b in range(count)
+        ]
+        # The fourth quarter is for the running statistics alone.
+        kept = [*kept, *kept[:count]]
+        grad_x, found = CONV_STACK.by_backend[backend].bwd(
+            grad_y, x, y, parameters, kept, *layout, training, needs_x, needed
+        )
+        given: list[Tensor | None] = []
+        for b in range(count):
+            for i in range(_PARAMETERS):
+                parameter = parameters[_PARAMETERS * b + i]
+                wanted = parameter is not None and needs[_PARAMETERS * b + i]
+                given.append(found[_TRAINED * b + i].to(parameter.dtype) if wanted else None)  # type: ignore[union-attr]
+        return grad_x if needs_x else None, None, None, None, *given
+
+
+def _keeps_output(layout: _Layout) -> bool:
+    """Whether a backward reads the last activation: one behind a norm is leaky by its raw input."""
+    norm, activation = layout[0][-2:]
+    return activation > 1 or (activation == 1 and norm == 0)
+
+
+def _recompute(
+    x: Tensor,
+    parameters: Sequence[Tensor | None],
+    layout: _Layout,
+    training: bool,
+    kept: Sequence[Tensor],
+    grad_y: Tensor,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    count = len(layout[1]) // 2
+    statistics = list(parameters)
+    for b in range(count):
+        norm, eps = layout[0][9 * b + 7], layout[1][2 * b]
+        if norm == 2 or (norm == 1 and not training):
+            # As they were: the running statistics may have changed since.
+            mean, rstd = kept[count + b], kept[2 * count + b]
+            statistics[_PARAMETERS * b + 4 : _PARAMETERS * (b + 1)] = [mean, rstd**-2 - eps]
+
+    def again(x: Tensor, *trained: Tensor | None) -> Tensor:
+        given = [
+            statistic if i % _PARAMETERS >= _TRAINED else parameter
+            for i, (statistic, parameter) in enumerate(zip(statistics, trained, strict=True))
+        ]
+        return reference.conv_stack(x, _restore(given, layout), training=training)
+
+    return recompute_grads(again, (x, *parameters), (grad_y,), needs)
+
+
+def _cpp_fwd(*args: Any) -> tuple[Tensor, list[Tensor]]:
+    return torch.ops.genimg.conv_stack_fwd(*args)
+
+
+def _cpp_bwd(*args: Any) -> tuple[Tensor, list[Tensor]]:
+    return torch.ops.genimg.conv_stack_bwd(*args)
+
+
+if _native.available():
+
+    @torch.library.register_fake("genimg::conv_stack_fwd")
+    def _(
+        x: Tensor,
+        parameters: list[Tensor | None],
+        options: list[int],
+        numbers: list[float],
+        training: bool,
+        keep: bool,
+    ) -> tuple[Tensor, list[Tensor]]:
+        blocks = _restore(parameters, (tuple(options), tuple(numbers)))
+        raws, means, rstds, variances = ([] for _ in range(4))
+        y = x
+        for b, block in enumerate(blocks):
+            shape = _out_shape(y.shape, block)
+            y = empty_output(y, block.weight, shape)
+            norm = block.norm is not None
+            raw = keep and (norm or b + 1 < len(blocks))
+            raws.append(
+                y.new_empty(shape).contiguous(memory_format=torch.channels_last)
+                if raw
+                else x.new_empty(0)
+            )
+            takes = norm and training and options[9 * b + 7] == 1
+            means.append(_statistic(x, shape[1] if norm else 0))
+            rstds.append(_statistic(x, shape[1] if norm else 0))
+            variances.append(_statistic(x, shape[1] if takes else 0))
+        return y, [*raws, *means, *rstds, *variances]
+
+    @torch.library.register_fake("genimg::conv_stack_bwd")
+    def _(
+        grad_y: Tensor,
+        x: Tensor,
+        y: Tensor | None,
+        parameters: list[Tensor | None],
+        kept: list[Tensor],
+        options: list[int],
+        numbers: list[float],
+        training: bool,
+        needs_x: bool,
+        needs: list[int],
+    ) -> tuple[Tensor, list[Tensor]]:
+        blocks = _restore(parameters, (tuple(options), tuple(numbers)))
+        grads = []
+        for b, block in enumerate(blocks):
+            weight = block.weight if needs[b] & 1 else block.weight.new_empty(0)
+            channels = kept[len(blocks) + b].numel()
+            below = any(needs[: b + 1]) or needs_x
+            bias = block.weight.shape[1 if options[9 * b] else 0]
+            grads += [
+                torch.empty_like(weight),
+                _statistic(x, bias if block.bias is not None and below else 0),
+                _statistic(x, channels if below else 0),
+                _statistic(x, channels if below else 0),
+            ]
+        grad_x = empty_output(x, blocks[0].weight, x.shape) if needs_x else x.new_empty(0)
+        return grad_x, grads
+
+
+def _statistic(x: Tensor, channels: int) -> Tensor:
+    return x.new_empty(channels, dtype=torch.float32 if channels else x.dtype)
+
+
+def _geometry(block: ConvBlock) -> Geometry:
+    return Geometry(
+        block.direction is Direction.UP,
+        block.stride,
+        block.padding,
+        block.output_padding,
+        block.groups,
+        block.dilation,
+    )
+
+
+def _out_shape(shape: Sequence[int], block: ConvBlock) -> tuple[int, ...]:
+    up = block.direction is Direction.UP
+    return (
+        shape[0],
+        block.weight.shape[1 if up else 0],
+        *_geometry(block).out_size(shape, block.weight),
+    )
 
 
 def _check_block(name: str, x: Tensor, channels: int | None, block: ConvBlock) -> int:
@@ -81,6 +380,60 @@ def _check_block(name: str, x: Tensor, channels: int | None, block: ConvBlock) -
     return block.weight.shape[1] * block.groups if up else block.weight.shape[0]
 
 
+def _why_not_cpu(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
+    return (
+        _native.why_not()
+        or refuse_dtype(x, (torch.float32, torch.bfloat16))
+        or _refuse_blocks(x, blocks, training)
+        or refuse_transforms()
+    )
+
+
+def _refuse_blocks(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
+    shape: Sequence[int] = x.shape
+    for b, block in enumerate(blocks):
+        inner = b + 1 < len(blocks)
+        reason = refuse_geometry(shape, x.dtype, block.weight, _geometry(block))
+        if reason is None:
+            shape = _out_shape(shape, block)
+            reason = _refuse_block(block, inner, training, shape)
+        if reason is not None:
+            return f"block {b}: {reason}"
+    return None
+
+
+def _refuse_block(
+    block: ConvBlock, inner: bool, training: bool, shape: Sequence[int]
+) -> str | None:
+    norm = block.norm
+    if inner and block.activation in (Activation.TANH, Activation.SIGMOID):
+        return f"{block.activation.value} is served at the end of a stack only"
+    if block.activation is Activation.LEAKY_RELU and not block.negative_slope >= 0:
+        return f"a negative slope of {block.negative_slope}: only 0 and more is served"
+    if block.bias is not None and block.bias.dtype != block.weight.dtype:
+        return f"a bias of {block.bias.dtype} for a weight of {block.weight.dtype} is not served"
+    if norm is None:
+        return None
+    taking = training and norm.training is not False
+    if taking and shape[0] * shape[2] * shape[3] == 1:
+        return "a batch norm over one value per channel is PyTorch's to refuse"
+    if not taking and (norm.running_mean is None or norm.running_var is None):
+        return "no running statistics outside training: PyTorch's to refuse"
+    if not norm.eps > 0:
+        return f"eps={norm.eps} is PyTorch's to refuse"
+    for parameter in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
+        if parameter is not None and (
+            tuple(parameter.shape) != (shape[1],) or parameter.device != block.weight.device
+        ):
+            return f"a parameter of shape {tuple(parameter.shape)} does not fit"
+    return None
+
+
 CONV_STACK = Op(
-    "conv_stack", conv_stack, reference.conv_stack, CASES, error_factor=CONVOLUTION_ERROR_FACTOR
+    "conv_stack",
+    conv_stack,
+    reference.conv_stack,
+    CASES,
+    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu),),
+    error_factor=CONVOLUTION_ERROR_FACTOR,
 )

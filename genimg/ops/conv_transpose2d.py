@@ -12,6 +12,7 @@ from genimg.backends import REFERENCE, Impl, Op, choose
 from genimg.ops.checks import check_convolution
 from genimg.ops.convolution import (
     Convolve,
+    Geometry,
     autocast,
     empty_output,
     fake_grads,
@@ -125,23 +126,7 @@ def _why_not_cpu(
     groups: int,
     dilation: IntOrPair,
 ) -> str | None:
-    return why_not_cpu(
-        x, weight, bias, stride, padding, output_padding, groups, dilation
-    ) or _refuse_output(x, weight, pair(stride), pair(padding), pair(output_padding))
-
-
-def _refuse_output(
-    x: Tensor,
-    weight: Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    output_padding: tuple[int, int],
-) -> str | None:
-    for d in range(2):
-        size = (x.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + weight.shape[2 + d]
-        if not 0 <= output_padding[d] < stride[d] or size + output_padding[d] < 1:
-            return f"output padding {output_padding} and padding {padding} are PyTorch's to refuse"
-    return None
+    return why_not_cpu(x, weight, Geometry(True, stride, padding, output_padding, groups, dilation))
 
 
 CONV_TRANSPOSE2D = Op(

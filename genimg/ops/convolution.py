@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -86,53 +87,76 @@ def _is_cast(x: Tensor) -> bool:
     return x.is_floating_point() and x.dtype != torch.float64
 
 
-def why_not_cpu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: IntOrPair,
-    padding: IntOrPair | str,
-    output_padding: IntOrPair,
-    groups: int,
-    dilation: IntOrPair,
-) -> str | None:
+def why_not_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     """Why the C++ kernels cannot serve a convolution."""
     return (
         _native.why_not()
         or refuse_dtype(x, (torch.float32, torch.bfloat16))
-        or _refuse_options(x, weight, stride, padding, output_padding, groups, dilation)
+        or refuse_geometry(x.shape, x.dtype, weight, geometry)
         or refuse_transforms()
     )
 
 
-def _refuse_options(
-    x: Tensor,
-    weight: Tensor,
-    stride: IntOrPair,
-    padding: IntOrPair | str,
-    output_padding: IntOrPair,
-    groups: int,
-    dilation: IntOrPair,
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution's options; ``output_padding`` is a transposed one's."""
+
+    transposed: bool
+    stride: IntOrPair
+    padding: IntOrPair | str
+    output_padding: IntOrPair
+    groups: int
+    dilation: IntOrPair
+
+    def out_size(self, shape: Sequence[int], weight: Tensor) -> Pair:
+        """Height and width of the output."""
+        assert not isinstance(self.padding, str)
+        stride, padding = pair(self.stride), pair(self.padding)
+        more = pair(self.output_padding)
+        kernel = weight.shape[2:]
+        if self.transposed:
+            height, width = (
+                (shape[2 + d] - 1) * stride[d] - 2 * padding[d] + kernel[d] + more[d]
+                for d in range(2)
+            )
+        else:
+            height, width = (
+                (shape[2 + d] + 2 * padding[d] - kernel[d]) // stride[d] + 1 for d in range(2)
+            )
+        return height, width
+
+
+def refuse_geometry(
+    shape: Sequence[int], dtype: torch.dtype, weight: Tensor, geometry: Geometry
 ) -> str | None:
-    if groups != 1:
-        return f"groups={groups} is not served, only 1"
-    if pair(dilation) != (1, 1):
-        return f"dilation={dilation} is not served, only 1"
-    if isinstance(padding, str):
-        return f"padding={padding!r} is not served, only numbers"
+    """Why the C++ kernels cannot serve a convolution of an input of such a shape."""
+    g = geometry
+    if g.groups != 1:
+        return f"groups={g.groups} is not served, only 1"
+    if pair(g.dilation) != (1, 1):
+        return f"dilation={g.dilation} is not served, only 1"
+    if isinstance(g.padding, str):
+        return f"padding={g.padding!r} is not served, only numbers"
     if not isinstance(weight, Tensor):
         return "the weight is no tensor"
-    if x.dim() != 4:
-        return f"an input of {x.dim()} dimensions is not served, only [N, C, H, W]"
-    if weight.dtype != x.dtype:
-        return f"a weight of {weight.dtype} for an input of {x.dtype} is not served"
-    if x.numel() == 0 or weight.numel() == 0:
+    if len(shape) != 4:
+        return f"an input of {len(shape)} dimensions is not served, only [N, C, H, W]"
+    if weight.dtype != dtype:
+        return f"a weight of {weight.dtype} for an input of {dtype} is not served"
+    if 0 in shape or weight.numel() == 0:
         return "an empty tensor leaves nothing to do"
     kernel = (weight.shape[2], weight.shape[3])
-    if max(kernel) > MAX_KERNEL or max(pair(stride)) > MAX_KERNEL:
-        return f"a kernel of {kernel} with stride {stride}: only up to {MAX_KERNEL} is served"
-    if min(pair(stride)) < 1 or min(pair(padding)) < 0:
-        return f"stride {stride} and padding {padding} are PyTorch's to refuse"
+    stride = pair(g.stride)
+    if max(*kernel, *stride) > MAX_KERNEL:
+        return f"a kernel of {kernel} with stride {g.stride}: only up to {MAX_KERNEL} is served"
+    if min(stride) < 1 or min(pair(g.padding)) < 0:
+        return f"stride {g.stride} and padding {g.padding} are PyTorch's to refuse"
+    if g.transposed:
+        more = pair(g.output_padding)
+        if min(more) < 0 or more[0] >= stride[0] or more[1] >= stride[1]:
+            return f"output padding {g.output_padding} is PyTorch's to refuse"
+    if min(g.out_size(shape, weight)) < 1:
+        return f"an input of {tuple(shape)} leaves no output"
     return None
 
 

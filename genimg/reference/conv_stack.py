@@ -217,7 +217,7 @@ def _case(
 
 _UP, _DOWN = Direction.UP, Direction.DOWN
 _TANH = _Layer(_UP, 3, norm=False, activation=Activation.TANH)
-_GENERATOR = (_Layer(_UP, 6), _Layer(_UP, 5), _TANH)
+_GENERATOR = (_Layer(_UP, 18), _Layer(_UP, 11), _TANH)
 _DCGAN = (
     _Layer(_UP, 512, stride=1, padding=0, negative_slope=0.0),
     _Layer(_UP, 256, negative_slope=0.0),
@@ -231,14 +231,14 @@ CASES = (
     _case(
         "discriminator",
         "three down blocks, no norm on the first, no activation on the last",
-        (3, 3, 16, 16),
+        (3, 3, 24, 24),
         (
-            _Layer(_DOWN, 5, norm=False),
-            _Layer(_DOWN, 7),
+            _Layer(_DOWN, 10, norm=False),
+            _Layer(_DOWN, 13),
             _Layer(_DOWN, 1, padding=0, norm=False, activation=Activation.NONE),
         ),
     ),
-    _case("one_block", "the shortest stack", (2, 3, 4, 4), _GENERATOR[:1]),
+    _case("one_block", "the shortest stack", (2, 3, 4, 4), (_Layer(_UP, 6),)),
     _case(
         "channels_last",
         "the memory format goes through",
@@ -251,14 +251,14 @@ CASES = (
         "frozen_norm",
         "one batch norm of a training stack keeps its statistics",
         (2, 4, 4, 4),
-        (_Layer(_UP, 6, frozen=True), _Layer(_UP, 5), _TANH),
+        (_Layer(_UP, 18, frozen=True), _Layer(_UP, 11), _TANH),
     ),
     _case(
         "vae_decoder",
         "k3 s2 p1 op1, ends in a sigmoid",
         (2, 4, 3, 5),
         (
-            _Layer(_UP, 6, kernel=3, output_padding=1),
+            _Layer(_UP, 18, kernel=3, output_padding=1),
             _Layer(_UP, 1, kernel=3, output_padding=1, norm=False, activation=Activation.SIGMOID),
         ),
     ),

@@ -59,7 +59,8 @@ def test_plan():
         "BatchNorm2d+ReLU",
         "ConvTranspose2d+BatchNorm2d+LeakyReLU",
         "Dropout2d",
-        "ConvTranspose2d+BatchNorm2d+Tanh, Conv2d+Sigmoid",
+        "ConvTranspose2d+BatchNorm2d+Tanh",
+        "Conv2d+Sigmoid",
     ]
 
 
@@ -83,6 +84,10 @@ def test_plan():
         (
             [nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU()), nn.Sequential(nn.BatchNorm2d(3))],
             ["Conv2d+ReLU", "BatchNorm2d"],
+        ),
+        (
+            [nn.Conv2d(3, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 3, 1)],
+            ["Conv2d+ReLU", "Conv2d", "Conv2d"],
         ),
         (
             [nn.Sequential(nn.Conv2d(3, 3, 3)), ConvStack2d(nn.BatchNorm2d(3), nn.ReLU())],

@@ -1,11 +1,15 @@
 """A run of convolution blocks."""
 
+from functools import partial
+
 import pytest
 import torch
-from contract import FLOATS, assert_case, small_cases
+from contract import FLOATS, assert_case, case_of, small_cases
 
 import genimg
+from genimg import _native
 from genimg.ops import Activation, BatchNorm, ConvBlock, Direction
+from genimg.testing import prepare
 
 conv_stack = genimg.ops.conv_stack
 
@@ -43,8 +47,8 @@ def test_is_the_layers_it_replaces():
         ),
         ConvBlock(Direction.DOWN, conv.weight, conv.bias, padding=1, activation=Activation.SIGMOID),
     ]
-    assert torch.equal(conv_stack(x, blocks, training=True), model(x))
-    assert torch.equal(mean, norm.running_mean)
+    torch.testing.assert_close(conv_stack(x, blocks, training=True), model(x))
+    torch.testing.assert_close(mean, norm.running_mean)
 
 
 def up(channels_in=4, channels_out=3, **options):
@@ -83,3 +87,148 @@ def test_refuses_an_unbatched_input_before_a_norm():
     with pytest.raises(ValueError, match="expected 4D input .got 3D input."):
         conv_stack(torch.randn(4, 5, 5), [up(norm=norm)], training=False)
     assert conv_stack(torch.randn(4, 5, 5), [up()], training=False).shape == (3, 8, 8)
+
+
+native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
+
+
+def stack_of(generator, frozen=False):
+    """Bias before a norm, a block without one, a norm, tanh: (x, blocks, trained tensors)."""
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).mul_(0.2).requires_grad_()
+
+    x = torch.randn(4, 5, 7, 7, generator=generator).requires_grad_()
+    statistics = torch.randn(2, 12, generator=generator).abs() + 0.5
+    trained = [draw(5, 12, 4, 4), draw(12), draw(12), draw(12), draw(8, 12, 3, 3), draw(8)]
+    trained += [draw(8, 3, 4, 4), draw(3)]
+    norm = BatchNorm(*statistics, trained[2], trained[3], training=False if frozen else None)
+    leaky = Activation.LEAKY_RELU
+    blocks = [
+        ConvBlock(Direction.UP, *trained[:2], 2, 1, norm=norm, activation=leaky),
+        ConvBlock(Direction.DOWN, *trained[4:6], padding=1, activation=leaky, negative_slope=0.0),
+        ConvBlock(Direction.UP, *trained[6:], 2, 1, activation=Activation.TANH),
+    ]
+    return x, blocks, trained
+
+
+def grads_of(x, blocks, wanted, backend, training=True):
+    y = conv_stack(x, blocks, training=training, backend=backend)
+    return y, torch.autograd.grad(y.square().sum(), wanted)
+
+
+def assert_near(got, expected):
+    for ours, theirs in zip(got, expected, strict=True):
+        scale = theirs[torch.isfinite(theirs)].abs().max() if theirs.numel() else 1.0
+        torch.testing.assert_close(
+            ours, theirs, rtol=0, atol=2e-5 * max(float(scale), 1e-3), equal_nan=True
+        )
+
+
+@native
+@pytest.mark.parametrize("frozen", [False, True])
+def test_bias_before_a_norm(frozen):
+    """Statistics of the batch cancel it, frozen ones do not."""
+    x, blocks, trained = stack_of(torch.Generator().manual_seed(3), frozen)
+    (ours, got), (theirs, expected) = (
+        grads_of(x, blocks, [x, *trained], backend) for backend in ("cpu", "reference")
+    )
+    assert_near([ours], [theirs])
+    assert (got[2].abs().max() == 0) == (not frozen)
+    assert_near(got[:2] + got[3:], expected[:2] + expected[3:])
+    if frozen:
+        assert_near(got[2:3], expected[2:3])
+
+
+@native
+@pytest.mark.parametrize("chosen", [[0], [1], [3], [4], [7], [8], [2, 5]])
+def test_only_some_are_trained(chosen):
+    """Frozen layers below, above and between: what is asked for comes, and is the same."""
+    x, blocks, trained = stack_of(torch.Generator().manual_seed(4))
+    tensors = [x, *trained]
+    wanted = [tensors[i] for i in chosen]
+    _, every = grads_of(x, blocks, tensors, "cpu")
+    for tensor in tensors:
+        tensor.requires_grad_(any(tensor is w for w in wanted))
+    _, some = grads_of(x, blocks, wanted, "cpu")
+    for i, grad in zip(chosen, some, strict=True):
+        assert torch.equal(grad, every[i])
+
+
+@native
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30], ids=str)
+def test_numbers_that_the_kernels_refuse(value):
+    """PyTorch computes these contractions: NaN and Inf stand where it puts them."""
+    x, blocks, trained = stack_of(torch.Generator().manual_seed(5), frozen=True)
+    with torch.no_grad():
+        x[1, 2, 3, 4] = value
+    (ours, got), (theirs, expected) = (
+        grads_of(x, blocks, trained, backend) for backend in ("cpu", "reference")
+    )
+    assert torch.equal(ours.isnan(), theirs.isnan())
+    assert_near([ours], [theirs])
+    for grad, other in zip(got, expected, strict=True):
+        assert torch.equal(grad.isfinite(), other.isfinite())
+
+
+@native
+def test_training_without_grad_takes_statistics():
+    """A generator's images for the discriminator's step."""
+    x, blocks, _ = stack_of(torch.Generator().manual_seed(6))
+    norm = blocks[0].norm
+    before = norm.running_mean.clone()
+    with torch.no_grad():
+        y = conv_stack(x, blocks, training=True, backend="cpu")
+    after = norm.running_mean.clone()
+    assert not torch.equal(before, after)
+    norm.running_mean.copy_(before)
+    assert torch.equal(conv_stack(x, blocks, training=True, backend="cpu"), y)
+    assert torch.equal(norm.running_mean, after)
+
+
+def saved_bytes(function):
+    """Bytes that a forward keeps for backward, each storage once."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        function()
+    return sum(kept.values())
+
+
+@native
+def test_keeps_half_of_what_eager_keeps():
+    case = case_of("conv_stack", "dcgan_generator")
+    tensors = prepare(case, torch.float32, "cpu")
+    for name in case.grad:
+        tensors[name].requires_grad_()
+    kept = {
+        backend: saved_bytes(
+            lambda backend=backend: case.call(partial(conv_stack, backend=backend), tensors)
+        )
+        for backend in ("cpu", "reference")
+    }
+    parameters = sum(tensors[name].nbytes for name in case.grad)
+    assert kept["cpu"] - parameters < 0.55 * (kept["reference"] - parameters)
+
+
+@native
+def test_raw_ops_refuse_what_does_not_fit():
+    fwd = torch.ops.genimg.conv_stack_fwd
+    x, weight = torch.randn(2, 3, 4, 4), torch.randn(3, 2, 4, 4)
+    block = [weight, None, None, None, None, None]
+    options, numbers = [1, 2, 2, 1, 1, 0, 0, 0, 0], [0.0, 1.0]
+    assert fwd(x, block, options, numbers, True, False)[0].shape == (2, 2, 8, 8)
+    for args, message in (
+        ((x, block, options[:-1], numbers), "9 options"),
+        ((x, [None, *block[1:]], options, numbers), "block 0 has no weight"),
+        ((x, [weight, None, torch.ones(3), None, None, None], options, numbers), r"shape \[2\]"),
+        ((x, block * 2, [*options[:-1], 2, *options], numbers * 2), "only the last"),
+        ((x, block, [1, 2, 2, 1, 1, 0, 0, 2, 0], numbers), "running statistics"),
+        ((x[:, :2], block, options, numbers), "3 channels"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            fwd(*args, False, False)

@@ -1,0 +1,268 @@
+#include "conv_block.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/leaky_relu_backward.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/sigmoid_backward.h>
+#include <ATen/ops/tanh_backward.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include "contraction.h"
+
+namespace genimg {
+
+using cpu::ConvDirection;
+using cpu::Epilogue;
+
+namespace {
+
+constexpr size_t kParameters = 6, kOptions = 9, kNumbers = 2;
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd(
+    const at::Tensor& x, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& mean,
+    const std::optional<at::Tensor>& var, bool training, double eps, double negative_slope) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("genimg::batch_norm_act_fwd", "")
+                             .typed<decltype(batch_norm_act_fwd)>();
+  return op.call(x, weight, bias, mean, var, training, eps, negative_slope);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd(
+    const at::Tensor& grad_y, const at::Tensor& x, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& bias, const at::Tensor& mean, const at::Tensor& rstd,
+    bool training, double negative_slope, bool needs_grad_x) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("genimg::batch_norm_act_bwd", "")
+                             .typed<decltype(batch_norm_act_bwd)>();
+  return op.call(grad_y, x, weight, bias, mean, rstd, training, negative_slope, needs_grad_x);
+}
+
+at::Tensor padded_zeros(int64_t channels) {
+  return padded_floats(at::zeros({channels}, at::TensorOptions().dtype(at::kFloat)));
+}
+
+at::Tensor as_pixels(const at::Tensor& x) { return x.contiguous(at::MemoryFormat::ChannelsLast); }
+
+}  // namespace
+
+std::vector<ConvBlock> read_blocks(const char* op,
+                                   const c10::List<std::optional<at::Tensor>>& parameters,
+                                   at::IntArrayRef options, at::ArrayRef<double> numbers) {
+  const size_t count = numbers.size() / kNumbers;
+  TORCH_CHECK(count > 0 && numbers.size() == count * kNumbers &&
+                  parameters.size() == count * kParameters && options.size() == count * kOptions,
+              op, ": expected ", kParameters, " parameters, ", kOptions, " options and ", kNumbers,
+              " numbers a block, but got ", parameters.size(), ", ", options.size(), " and ",
+              numbers.size());
+  std::vector<ConvBlock> blocks(count);
+  for (size_t b = 0; b < count; ++b) {
+    ConvBlock& block = blocks[b];
+    const auto parameter = [&](size_t i) -> std::optional<at::Tensor> {
+      return parameters.get(b * kParameters + i);
+    };
+    const int64_t* option = options.data() + b * kOptions;
+    TORCH_CHECK(parameter(0).has_value(), op, ": block ", b, " has no weight");
+    block.op = op;
+    block.weight = *parameter(0);
+    block.bias = parameter(1);
+    block.gamma = parameter(2);
+    block.beta = parameter(3);
+    block.running_mean = parameter(4);
+    block.running_var = parameter(5);
+    block.transposed = option[0] != 0;
+    block.stride = {option[1], option[2]};
+    block.padding = {option[3], option[4]};
+    block.output_padding = {option[5], option[6]};
+    TORCH_CHECK(option[7] >= ConvBlock::none && option[7] <= ConvBlock::running &&
+                    option[8] >= ConvBlock::identity && option[8] <= ConvBlock::sigmoid,
+                op, ": block ", b, " has norm ", option[7], " and activation ", option[8]);
+    block.norm = static_cast<ConvBlock::Norm>(option[7]);
+    block.activation = static_cast<ConvBlock::Activation>(option[8]);
+    TORCH_CHECK(b + 1 == count || block.activation <= ConvBlock::leaky, op, ": block ", b,
+                ": only the last one may end in tanh or sigmoid");
+    block.eps = numbers[b * kNumbers];
+    block.negative_slope = numbers[b * kNumbers + 1];
+    const int64_t channels = block.weight.dim() == 4 ? block.weight.size(block.transposed) : 0;
+    for (const auto* given : {&block.gamma, &block.beta, &block.running_mean, &block.running_var}) {
+      TORCH_CHECK(!*given || ((*given)->dim() == 1 && (*given)->size(0) == channels), op,
+                  ": block ", b, ": expected a parameter of shape [", channels, "]");
+    }
+  }
+  return blocks;
+}
+
+Convolution ConvBlock::convolution() const {
+  return {op, transposed, stride, padding, output_padding};
+}
+
+Affine ConvBlock::affine(const at::Tensor& mean, const at::Tensor& rstd) const {
+  const at::Tensor scale = padded_floats(rstd);
+  if (gamma) scale.mul_(padded_floats(gamma));
+  return {padded_floats(mean), scale, beta ? padded_floats(beta) : padded_zeros(mean.size(0))};
+}
+
+at::Tensor ConvBlock::activate(const at::Tensor& z) const {
+  if (activation == tanh) return z.tanh();
+  if (activation == sigmoid) return z.sigmoid();
+  if (activation == leaky) return at::where(z > 0, z, z * negative_slope);
+  return z;
+}
+
+Written ConvBlock::forward(const ReadImage& image, bool training) const {
+  const Convolution conv = convolution();
+  const ConvDirection direction = transposed ? ConvDirection::dgrad : ConvDirection::fprop;
+  at::Tensor y = conv.empty_output(image.x, weight);
+  const cpu::ConvGeometry geometry = conv.geometry(image.x, y, weight);
+  const at::Tensor floats = padded_floats(bias);
+  Epilogue epilogue = {};
+  epilogue.out = y.mutable_data_ptr();
+  if (bias) epilogue.bias = floats.const_data_ptr<float>();
+  if (!has_norm()) {
+    epilogue.activation = static_cast<Epilogue::Activation>(activation);
+    epilogue.negative_slope = static_cast<float>(negative_slope);
+  }
+  const bool measures = takes_statistics(training);
+  Moments moments(measures ? moment_pieces(geometry, direction) : 0, y.size(1));
+  if (measures) moments.attach(&epilogue);
+  const bool served =
+      contract(geometry, direction, weight.contiguous(), image.prologue(), epilogue);
+  if (!served) {
+    y = conv.unfused(image.dense(), weight, bias);
+    y = as_pixels(has_norm() ? y : activate(y));
+  }
+  Written written = {y, {}};
+  if (!has_norm()) return written;
+  if (measures) {
+    written.statistics = statistics(moments, served ? nullptr : &y);
+  } else {
+    TORCH_CHECK(running_mean && running_var, op, ": expected running statistics outside training");
+    const at::Tensor var = running_var->to(at::kDouble);
+    written.statistics = {running_mean->to(at::kFloat), (var + eps).rsqrt().to(at::kFloat), {}};
+  }
+  return written;
+}
+
+Statistics ConvBlock::statistics(const Moments& moments, const at::Tensor* refused) const {
+  const ChannelSums sums = refused ? mean_and_squares(*refused) : mean_and_squares(moments);
+  double count = refused ? static_cast<double>(refused->numel() / refused->size(1)) : 0;
+  for (const double n : moments.counts) count += refused ? 0 : n;
+  return {sums.first.to(at::kFloat), (sums.second / count + eps).rsqrt().to(at::kFloat),
+          (sums.second / (count - 1)).to(at::kFloat)};
+}
+
+at::Tensor ConvBlock::norm_and_activate(const at::Tensor& raw, const Statistics& statistics) const {
+  // rstd is what the statistics hold: a variance that gives it back.
+  const at::Tensor var = statistics.rstd.to(at::kDouble).pow(-2) - eps;
+  const at::Tensor y = std::get<0>(batch_norm_act_fwd(
+      raw, gamma, beta, statistics.mean, var.to(at::kFloat), false, eps, gate_slope()));
+  return activation > leaky ? activate(y) : y;
+}
+
+NormGrads ConvBlock::norm_backward(const at::Tensor& grad_y, const at::Tensor& y,
+                                   const at::Tensor& raw, const at::Tensor& mean,
+                                   const at::Tensor& rstd, bool training) const {
+  const at::Tensor grad = activation > leaky ? activation_backward(grad_y, y) : grad_y;
+  const auto [x, grad_gamma, grad_beta] = batch_norm_act_bwd(
+      grad, raw, gamma, beta, mean, rstd, takes_statistics(training), gate_slope(), true);
+  return {x, grad_gamma, grad_beta};
+}
+
+at::Tensor ConvBlock::activation_backward(const at::Tensor& grad_y, const at::Tensor& y) const {
+  if (activation == tanh) return at::tanh_backward(grad_y, y);
+  if (activation == sigmoid) return at::sigmoid_backward(grad_y, y);
+  if (activation == leaky) return at::leaky_relu_backward(grad_y, y, negative_slope, true);
+  return grad_y;
+}
+
+at::Tensor ConvBlock::bias_grad(const at::Tensor& grad_beta, const at::Tensor& scale,
+                                bool training) const {
+  if (!bias) return at::Tensor();
+  if (takes_statistics(training)) return at::zeros_like(grad_beta);
+  return grad_beta * scale.narrow(0, 0, grad_beta.size(0));
+}
+
+std::tuple<at::Tensor, at::Tensor> ConvBlock::unfused_backward(const ReadImage& grad,
+                                                               const at::Tensor& image,
+                                                               bool needs_x,
+                                                               bool needs_weight) const {
+  return convolution().unfused_backward(grad.dense(), image, weight, needs_x, needs_weight);
+}
+
+at::Tensor ConvBlock::weight_backward(const ReadImage& image, const ReadImage& grad) const {
+  at::Tensor grad_weight =
+      at::empty(weight.sizes(), weight.options(), at::MemoryFormat::Contiguous);
+  const cpu::ConvGeometry geometry = convolution().geometry(image.x, grad.x, weight);
+  const cpu::Prologue ours = image.prologue(), theirs = grad.prologue();
+  const bool served = transposed ? contract_weight(geometry, ours, theirs, grad_weight)
+                                 : contract_weight(geometry, theirs, ours, grad_weight);
+  if (!served) grad_weight = std::get<1>(unfused_backward(grad, image.dense(), false, true));
+  return grad_weight;
+}
+
+at::Tensor ConvBlock::input_backward(const ReadImage& grad, const at::Tensor& like) const {
+  at::Tensor grad_x = at::empty_like(like);
+  const cpu::ConvGeometry geometry = convolution().geometry(like, grad.x, weight);
+  Epilogue epilogue = {};
+  epilogue.out = grad_x.mutable_data_ptr();
+  const bool served = contract(geometry, transposed ? ConvDirection::fprop : ConvDirection::dgrad,
+                               weight.contiguous(), grad.prologue(), epilogue);
+  return served ? grad_x : std::get<0>(unfused_backward(grad, like, true, false));
+}
+
+GatedGrad ConvBlock::gated_backward(const ReadImage& grad, const at::Tensor& y, const Affine& gate,
+                                    double slope) const {
+  const ConvDirection direction = transposed ? ConvDirection::fprop : ConvDirection::dgrad;
+  const cpu::ConvGeometry geometry = convolution().geometry(y, grad.x, weight);
+  at::Tensor dz = at::empty_like(y);
+  Epilogue epilogue = {};
+  epilogue.kind = Epilogue::gate;
+  epilogue.out = dz.mutable_data_ptr();
+  epilogue.y = y.const_data_ptr();
+  epilogue.mean = gate.mean.const_data_ptr<float>();
+  epilogue.scale = gate.scale.const_data_ptr<float>();
+  epilogue.shift = gate.shift.const_data_ptr<float>();
+  epilogue.negative_slope = static_cast<float>(slope);
+  Moments moments(moment_pieces(geometry, direction), y.size(1));
+  moments.attach(&epilogue);
+  if (contract(geometry, direction, weight.contiguous(), grad.prologue(), epilogue)) {
+    return {dz, gate_sums(moments)};
+  }
+  const auto of_channels = [&](const at::Tensor& padded) { return per_channel(padded, y.size(1)); };
+  const at::Tensor centred = y.to(at::kFloat) - of_channels(gate.mean);
+  const at::Tensor z = centred * of_channels(gate.scale) + of_channels(gate.shift);
+  const at::Tensor value = std::get<0>(unfused_backward(grad, y, true, false));
+  dz = as_pixels(at::where(z > 0, value, value * slope));
+  const at::Tensor wide = dz.to(at::kDouble);
+  return {dz, {wide.sum({0, 2, 3}), (wide * centred).sum({0, 2, 3})}};
+}
+
+Affine identity(int64_t channels) {
+  return {padded_zeros(channels), at::ones_like(padded_zeros(channels)), padded_zeros(channels)};
+}
+
+Affine scaled(const at::Tensor& scale) {
+  return {at::zeros_like(scale), scale, at::zeros_like(scale)};
+}
+
+NormGrads norm_grads(const ChannelSums& sums, const at::Tensor& rstd) {
+  return {at::Tensor(), (sums.second * rstd).to(at::kFloat), sums.first.to(at::kFloat)};
+}
+
+ReadImage through_statistics(const GatedGrad& gated, const at::Tensor& y, const Affine& gate,
+                             const at::Tensor& rstd) {
+  const int64_t channels = y.size(1);
+  const double count = static_cast<double>(y.numel() / channels);
+  const at::Tensor scale = gate.scale.narrow(0, 0, channels).to(at::kDouble) / -count;
+  const at::Tensor shift = scale * gated.sums.first;
+  const at::Tensor slope = scale * rstd.to(at::kDouble).square() * gated.sums.second;
+  return ReadImage::two_tensor(gated.dz, y, {gate.mean, gate.scale, padded_floats(shift)},
+                               padded_floats(slope));
+}
+
+}  // namespace genimg

@@ -1,0 +1,201 @@
+// genimg::conv_stack_fwd and genimg::conv_stack_bwd. What they compute: genimg/ops/conv_stack.py.
+#include <ATen/core/List.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "conv_block.h"
+
+namespace genimg {
+namespace {
+
+// What a forward hands out besides its output: all that a backward needs, and the statistics of the
+// norms in training. Empty tensors where a block has none.
+struct Kept {
+  explicit Kept(size_t blocks) : raws(blocks), means(blocks), rstds(blocks), vars(blocks) {}
+
+  std::vector<at::Tensor> in_order(const at::TensorOptions& options) const {
+    std::vector<at::Tensor> all;
+    for (const auto* list : {&raws, &means, &rstds, &vars}) {
+      for (const at::Tensor& tensor : *list) {
+        all.push_back(tensor.defined() ? tensor : at::empty({0}, options));
+      }
+    }
+    return all;
+  }
+
+  std::vector<at::Tensor> raws, means, rstds, vars;
+};
+
+std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_fwd_cpu(
+    const at::Tensor& x, const c10::List<std::optional<at::Tensor>>& parameters,
+    at::IntArrayRef options, at::ArrayRef<double> numbers, bool training, bool keep) {
+  const std::vector<ConvBlock> blocks = read_blocks("conv_stack_fwd", parameters, options, numbers);
+  Kept kept(blocks.size());
+  auto format = x.suggest_memory_format();
+  ReadImage image = ReadImage::plain(x.contiguous(at::MemoryFormat::ChannelsLast));
+  at::Tensor y;
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    const ConvBlock& block = blocks[b];
+    const bool last = b + 1 == blocks.size();
+    block.convolution().check(image.x, block.weight, block.bias ? &*block.bias : nullptr);
+    format = output_format(format, block.weight);
+    const Written written = block.forward(image, training);
+    y = written.image;
+    if (block.has_norm()) {
+      const Statistics& statistics = written.statistics;
+      kept.means[b] = statistics.mean;
+      kept.rstds[b] = statistics.rstd;
+      if (block.takes_statistics(training)) kept.vars[b] = statistics.unbiased_var;
+      if (keep) kept.raws[b] = y;
+      if (last) y = block.norm_and_activate(y, statistics);
+      image = ReadImage::affine_leaky(y, block.affine(statistics.mean, statistics.rstd),
+                                      block.gate_slope());
+    } else {
+      if (keep && !last) kept.raws[b] = y;
+      image = ReadImage::plain(y);
+    }
+  }
+  return {y.contiguous(format), kept.in_order(x.options())};
+}
+
+// What a backward makes, by block; and the gradient that wanders down.
+struct Backward {
+  Backward(const std::vector<ConvBlock>& blocks, const at::Tensor& x,
+           const std::vector<at::Tensor>& kept)
+      : blocks(blocks),
+        x(x.contiguous(at::MemoryFormat::ChannelsLast)),
+        kept(kept),
+        weights(blocks.size()),
+        biases(blocks.size()),
+        gammas(blocks.size()),
+        betas(blocks.size()) {}
+
+  const at::Tensor& raw(size_t b) const { return kept[b]; }
+  const at::Tensor& mean(size_t b) const { return kept[blocks.size() + b]; }
+  const at::Tensor& rstd(size_t b) const { return kept[2 * blocks.size() + b]; }
+
+  Affine affine(size_t b) const { return blocks[b].affine(mean(b), rstd(b)); }
+
+  ReadImage input(size_t b) const {
+    if (b == 0) return ReadImage::plain(x);
+    const ConvBlock& before = blocks[b - 1];
+    if (!before.has_norm()) return ReadImage::plain(raw(b - 1));
+    return ReadImage::affine_leaky(raw(b - 1), affine(b - 1), before.gate_slope());
+  }
+
+  // The last block's gradient: what reaches its convolution.
+  void begin(const at::Tensor& grad_y, const std::optional<at::Tensor>& y, bool training) {
+    const size_t b = blocks.size() - 1;
+    const ConvBlock& block = blocks[b];
+    const at::Tensor grads = grad_y.contiguous(at::MemoryFormat::ChannelsLast);
+    const at::Tensor outputs = y ? y->contiguous(at::MemoryFormat::ChannelsLast) : grads;
+    if (block.has_norm()) {
+      const NormGrads found =
+          block.norm_backward(grads, outputs, raw(b), mean(b), rstd(b), training);
+      gammas[b] = found.gamma;
+      betas[b] = found.beta;
+      biases[b] = block.bias_grad(found.beta, affine(b).scale, training);
+      grad = ReadImage::plain(found.x);
+    } else {
+      const at::Tensor dz = block.activation_backward(grads, outputs);
+      if (block.bias) biases[b] = dz.sum({0, 2, 3}, false, at::kFloat);
+      grad = ReadImage::plain(dz);
+    }
+  }
+
+  // From block b's convolution to that of the block before it.
+  void descend(size_t b, bool training) {
+    const ConvBlock& before = blocks[b - 1];
+    const bool norm = before.has_norm();
+    const int64_t channels = raw(b - 1).size(1);
+    const Affine gate = norm ? affine(b - 1) : identity(channels);
+    const GatedGrad gated = blocks[b].gated_backward(grad, raw(b - 1), gate, before.gate_slope());
+    if (!norm) {
+      biases[b - 1] = gated.sums.first.to(at::kFloat);
+      grad = ReadImage::plain(gated.dz);
+      return;
+    }
+    const NormGrads found = norm_grads(gated.sums, rstd(b - 1));
+    gammas[b - 1] = found.gamma;
+    betas[b - 1] = found.beta;
+    biases[b - 1] = before.bias_grad(found.beta, gate.scale, training);
+    if (before.takes_statistics(training)) {
+      grad = through_statistics(gated, raw(b - 1), gate, rstd(b - 1));
+    } else {
+      grad = ReadImage::affine_leaky(gated.dz, scaled(gate.scale), 1.0);
+    }
+  }
+
+  const std::vector<ConvBlock>& blocks;
+  const at::Tensor x;
+  const std::vector<at::Tensor>& kept;
+  ReadImage grad;
+  std::vector<at::Tensor> weights, biases, gammas, betas;
+};
+
+// In `needs`, a block's weight and its other parameters.
+constexpr int64_t kNeedsWeight = 1;
+
+// grad_x, and the gradients of `parameters` in their order; empty tensors where not asked for.
+std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_bwd_cpu(
+    const at::Tensor& grad_y, const at::Tensor& x, const std::optional<at::Tensor>& y,
+    const c10::List<std::optional<at::Tensor>>& parameters, const std::vector<at::Tensor>& kept,
+    at::IntArrayRef options, at::ArrayRef<double> numbers, bool training, bool needs_x,
+    at::IntArrayRef needs) {
+  const std::vector<ConvBlock> blocks = read_blocks("conv_stack_bwd", parameters, options, numbers);
+  TORCH_CHECK(kept.size() == 4 * blocks.size() && needs.size() == blocks.size(),
+              "conv_stack_bwd: expected what conv_stack_fwd keeps, and what is needed, of ",
+              blocks.size(), " blocks");
+  Backward backward(blocks, x, kept);
+  backward.begin(grad_y, y, training);
+  size_t lowest = 0;
+  while (!needs_x && lowest < blocks.size() && needs[lowest] == 0) ++lowest;
+  at::Tensor grad_x = at::empty({0}, x.options());
+  std::vector<at::MemoryFormat> formats;  // of each block's output, as PyTorch passes it on
+  for (const ConvBlock& block : blocks) {
+    formats.push_back(
+        output_format(formats.empty() ? x.suggest_memory_format() : formats.back(), block.weight));
+  }
+  for (size_t b = blocks.size(); b-- > lowest;) {
+    if (needs[b] & kNeedsWeight) {
+      backward.weights[b] =
+          blocks[b].weight_backward(backward.input(b), backward.grad).contiguous(formats[b]);
+    }
+    if (b > lowest) {
+      backward.descend(b, training);
+    } else if (needs_x) {
+      grad_x = blocks[0].input_backward(backward.grad, backward.x).contiguous(formats[0]);
+    }
+  }
+  std::vector<at::Tensor> grads;
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    for (const at::Tensor* found :
+         {&backward.weights[b], &backward.biases[b], &backward.gammas[b], &backward.betas[b]}) {
+      grads.push_back(found->defined() ? *found : at::empty({0}, x.options()));
+    }
+  }
+  return {grad_x, grads};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(genimg, m) {
+  m.def(
+      "conv_stack_fwd(Tensor x, Tensor?[] parameters, int[] options, float[] numbers, "
+      "bool training, bool keep) -> (Tensor, Tensor[])",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "conv_stack_bwd(Tensor grad_y, Tensor x, Tensor? y, Tensor?[] parameters, Tensor[] kept, "
+      "int[] options, float[] numbers, bool training, bool needs_x, int[] needs) -> "
+      "(Tensor, Tensor[])",
+      {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(genimg, CPU, m) {
+  m.impl("conv_stack_fwd", conv_stack_fwd_cpu);
+  m.impl("conv_stack_bwd", conv_stack_bwd_cpu);
+}
+
+}  // namespace genimg

@@ -1,0 +1,38 @@
+// An image and how a contraction reads it: the tensors behind a cpu::Prologue.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "../kernels/cpu/conv.h"
+
+namespace genimg {
+
+// Per channel: z = (x - mean) * scale + shift. Floats, with room for whole blocks of channels.
+struct Affine {
+  at::Tensor mean, scale, shift;
+};
+
+struct ReadImage {
+  // x as it is.
+  static ReadImage plain(const at::Tensor& x);
+  // leaky(z).
+  static ReadImage affine_leaky(const at::Tensor& x, const Affine& affine, double negative_slope);
+  // x * scale + (y - mean) * slope + shift.
+  static ReadImage two_tensor(const at::Tensor& x, const at::Tensor& y, const Affine& affine,
+                              const at::Tensor& slope);
+
+  cpu::Prologue prologue() const;
+  // What a contraction would read, for PyTorch.
+  at::Tensor dense() const;
+
+  cpu::Prologue::Kind kind = cpu::Prologue::none;
+  at::Tensor x, y;  // dense NHWC
+  Affine affine;
+  at::Tensor slope;
+  double negative_slope = 1;
+};
+
+// The first values of a padded parameter, to be broadcast over an image of so many channels.
+at::Tensor per_channel(const at::Tensor& padded, int64_t channels);
+
+}  // namespace genimg
