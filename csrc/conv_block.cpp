@@ -3,7 +3,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/sigmoid_backward.h>
@@ -13,6 +12,7 @@
 #include <ATen/ops/zeros_like.h>
 
 #include "contraction.h"
+#include "pages.h"
 
 namespace genimg {
 
@@ -206,7 +206,7 @@ at::Tensor ConvBlock::weight_backward(const ReadImage& image, const ReadImage& g
 }
 
 at::Tensor ConvBlock::input_backward(const ReadImage& grad, const at::Tensor& like) const {
-  at::Tensor grad_x = at::empty_like(like);
+  at::Tensor grad_x = empty_pixels(like.sizes(), like.options());
   const cpu::ConvGeometry geometry = convolution().geometry(like, grad.x, weight);
   Epilogue epilogue = {};
   epilogue.out = grad_x.mutable_data_ptr();
@@ -219,7 +219,7 @@ GatedGrad ConvBlock::gated_backward(const ReadImage& grad, const at::Tensor& y, 
                                     double slope) const {
   const ConvDirection direction = transposed ? ConvDirection::fprop : ConvDirection::dgrad;
   const cpu::ConvGeometry geometry = convolution().geometry(y, grad.x, weight);
-  at::Tensor dz = at::empty_like(y);
+  at::Tensor dz = empty_pixels(y.sizes(), y.options());
   Epilogue epilogue = {};
   epilogue.kind = Epilogue::gate;
   epilogue.out = dz.mutable_data_ptr();

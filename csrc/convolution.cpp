@@ -10,6 +10,7 @@
 #include "checks.h"
 #include "contraction.h"
 #include "dispatch.h"
+#include "pages.h"
 
 namespace genimg {
 
@@ -32,10 +33,6 @@ cpu::Epilogue writing(at::Tensor& image) {
   cpu::Epilogue epilogue = {};
   epilogue.out = image.mutable_data_ptr();
   return epilogue;
-}
-
-at::Tensor empty_pixels(at::IntArrayRef sizes, const at::Tensor& like) {
-  return at::empty(sizes, like.options(), MemoryFormat::ChannelsLast);
 }
 
 }  // namespace
@@ -99,7 +96,7 @@ ConvGeometry Convolution::geometry(const at::Tensor& x, const at::Tensor& y,
 at::Tensor Convolution::empty_output(const at::Tensor& x, const at::Tensor& weight) const {
   return empty_pixels(
       {x.size(0), weight.size(transposed ? 1 : 0), out_size(x, weight, 2), out_size(x, weight, 3)},
-      x);
+      x.options());
 }
 
 at::Tensor Convolution::unfused(const at::Tensor& x, const at::Tensor& weight,
@@ -146,7 +143,7 @@ std::tuple<at::Tensor, at::Tensor> Convolution::backward(const at::Tensor& grad_
   bool served = true;
   at::Tensor grad_x = at::empty({0}, x.options()), grad_weight = at::empty({0}, weight.options());
   if (needs_x) {
-    grad_x = empty_pixels(x.sizes(), x);
+    grad_x = empty_pixels(x.sizes(), x.options());
     served = contract(g, transposed ? ConvDirection::fprop : ConvDirection::dgrad,
                       weight.contiguous(), reading(grads), writing(grad_x));
     grad_x = grad_x.contiguous(format);

@@ -6,6 +6,8 @@
 #include <new>
 #include <vector>
 
+#include "pages.h"
+
 namespace genimg {
 namespace {
 
@@ -71,6 +73,7 @@ Scratch::Scratch(size_t floats) {
   data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
   bytes_ = bytes;
   if (data_ == nullptr) throw std::bad_alloc();
+  prefer_huge_pages(data_, bytes);
 }
 
 Scratch::~Scratch() { pool().give({data_, bytes_}); }

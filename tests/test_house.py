@@ -28,6 +28,7 @@ GLUE_OF_SEVERAL = {
     "convolution",
     "module",
     "moments",
+    "pages",
     "read_image",
     "scratch",
 }
