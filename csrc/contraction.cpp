@@ -144,11 +144,13 @@ bool contract_weight(const ConvGeometry& geometry, const cpu::Prologue& small,
     });
   }
   void* out = grad_weight.mutable_data_ptr();
+  const bool pixels = !grad_weight.is_contiguous();
   at::parallel_for(0, geometry.small_c, 4, [&](int64_t begin, int64_t end) {
     if (bf16) {
-      GENIMG_CPU_KERNEL(conv_wgrad_finish_bf16)(call, static_cast<uint16_t*>(out), begin, end);
+      GENIMG_CPU_KERNEL(conv_wgrad_finish_bf16)(call, static_cast<uint16_t*>(out), pixels, begin,
+                                                end);
     } else {
-      GENIMG_CPU_KERNEL(conv_wgrad_finish_f32)(call, static_cast<float*>(out), begin, end);
+      GENIMG_CPU_KERNEL(conv_wgrad_finish_f32)(call, static_cast<float*>(out), pixels, begin, end);
     }
   });
   return true;

@@ -23,7 +23,7 @@ bool contract(const cpu::ConvGeometry& geometry, cpu::ConvDirection direction,
 int64_t moment_pieces(const cpu::ConvGeometry& geometry, cpu::ConvDirection direction);
 
 // The weight's gradient, in the weight's own dtype: false as above. `grad_weight` is
-// [small_c, large_c, kernel_h, kernel_w], dense.
+// [small_c, large_c, kernel_h, kernel_w], dense in either memory format.
 bool contract_weight(const cpu::ConvGeometry& geometry, const cpu::Prologue& small,
                      const cpu::Prologue& large, at::Tensor& grad_weight);
 

@@ -194,9 +194,9 @@ std::tuple<at::Tensor, at::Tensor> ConvBlock::unfused_backward(const ReadImage& 
   return convolution().unfused_backward(grad.dense(), image, weight, needs_x, needs_weight);
 }
 
-at::Tensor ConvBlock::weight_backward(const ReadImage& image, const ReadImage& grad) const {
-  at::Tensor grad_weight =
-      at::empty(weight.sizes(), weight.options(), at::MemoryFormat::Contiguous);
+at::Tensor ConvBlock::weight_backward(const ReadImage& image, const ReadImage& grad,
+                                      at::MemoryFormat format) const {
+  at::Tensor grad_weight = at::empty(weight.sizes(), weight.options(), format);
   const cpu::ConvGeometry geometry = convolution().geometry(image.x, grad.x, weight);
   const cpu::Prologue ours = image.prologue(), theirs = grad.prologue();
   const bool served = transposed ? contract_weight(geometry, ours, theirs, grad_weight)

@@ -55,7 +55,8 @@ struct ConvBlock {
   at::Tensor activation_backward(const at::Tensor& grad_y, const at::Tensor& y) const;
   // Of the convolution's bias, which a norm that takes statistics cancels.
   at::Tensor bias_grad(const at::Tensor& grad_beta, const at::Tensor& scale, bool training) const;
-  at::Tensor weight_backward(const ReadImage& image, const ReadImage& grad) const;
+  at::Tensor weight_backward(const ReadImage& image, const ReadImage& grad,
+                             at::MemoryFormat format) const;
   at::Tensor input_backward(const ReadImage& grad, const at::Tensor& like) const;
   // The gradient of this block's input, through the gate of the block before it, which wrote y.
   GatedGrad gated_backward(const ReadImage& grad, const at::Tensor& y, const Affine& gate,

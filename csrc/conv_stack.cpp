@@ -160,8 +160,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_bwd_cpu(
   }
   for (size_t b = blocks.size(); b-- > lowest;) {
     if (needs[b] & kNeedsWeight) {
-      backward.weights[b] =
-          blocks[b].weight_backward(backward.input(b), backward.grad).contiguous(formats[b]);
+      backward.weights[b] = blocks[b].weight_backward(backward.input(b), backward.grad, formats[b]);
     }
     if (b > lowest) {
       backward.descend(b, training);

@@ -149,7 +149,7 @@ std::tuple<at::Tensor, at::Tensor> Convolution::backward(const at::Tensor& grad_
     grad_x = grad_x.contiguous(format);
   }
   if (served && needs_weight) {
-    grad_weight = at::empty(weight.sizes(), weight.options());
+    grad_weight = at::empty(weight.sizes(), weight.options(), format);
     const at::Tensor pixels = x.contiguous(MemoryFormat::ChannelsLast);
     const cpu::Prologue ours = reading(pixels), theirs = reading(grads);
     served = transposed ? contract_weight(g, ours, theirs, grad_weight)

@@ -54,7 +54,7 @@ template <bool kUp, int kSize>
 }
 
 template <bool kUp, int kSize>
-void combine(const Vector (&taps)[16], float* packed, int64_t matrix) {
+void combine(const Vector* taps, float* packed, int64_t matrix) {
   constexpr int kCount = 2 * (kSize + 1);
   Vector rows[kCount][4];
   for (int j = 0; j < 4; ++j) {
@@ -70,6 +70,30 @@ void combine(const Vector (&taps)[16], float* packed, int64_t matrix) {
 }
 
 constexpr int64_t kFetchAhead = 4;
+constexpr int64_t kSixteen = 16;  // taps of a 4x4 kernel, for which there is a transposition
+
+// A vector's columns from the weight's [columns][taps], `stride` apart, as [taps][columns].
+template <typename T>
+void read_taps(const T* from, int64_t stride, int64_t taps, int64_t count, Vector* out) {
+  if (taps == kSixteen) {
+    for (int64_t tap = 0; tap < kSixteen; tap += kWidth) {
+      Vector rows[kWidth];
+      for (int64_t i = 0; i < kWidth; ++i) {
+        // Rows that are far apart are not fetched ahead by themselves.
+        __builtin_prefetch(from + i * stride + kFetchAhead * kSixteen, 0, 2);
+        rows[i] = i < count ? load(from + i * stride + tap) : Vector{};
+      }
+      transpose(rows);
+      for (int64_t i = 0; i < kWidth; ++i) out[tap + i] = rows[i];
+    }
+    return;
+  }
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    float row[kWidth] = {};
+    for (int64_t i = 0; i < count; ++i) row[i] = widen(from[i * stride + tap]);
+    out[tap] = load(row);
+  }
+}
 
 // Row k of a panel's matrices, from the weight's [columns][taps] at `from`, `stride` apart.
 template <typename T>
@@ -78,29 +102,18 @@ void pack_row(const ConvGeometry& g, ConvForm form, bool up, const T* from, int6
   const int64_t taps = g.kernel_h * g.kernel_w;
   for (int64_t v = 0; v < width; v += kWidth) {
     const int64_t count = smaller(kWidth, larger(0, columns - v));
-    float tap_rows[kMaxKernel * kMaxKernel][kWidth];
-    for (int64_t i = 0; i < kWidth; ++i) {
-      const T* source = from + (v + i) * stride;
-      // Rows that are far apart are not fetched ahead by themselves.
-      __builtin_prefetch(source + kFetchAhead * taps, 0, 2);
-      for (int64_t tap = 0; tap < taps; ++tap)
-        tap_rows[tap][i] = i < count ? widen(source[tap]) : 0;
-    }
+    Vector values[kMaxKernel * kMaxKernel];
+    read_taps(from + v * stride, stride, taps, count, values);
     Vector sum = {};
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const Vector value = load(tap_rows[tap]);
-      sum += value * value;
-      if (form == ConvForm::direct) store(packed + tap * matrix + v, value);
-    }
+    for (int64_t tap = 0; tap < taps; ++tap) sum += values[tap] * values[tap];
     for (int i = 0; i < kWidth; ++i) *squares += sum[i];
-    if (!is_winograd(form)) continue;
-    Vector sixteen[16];
-    for (int tap = 0; tap < 16; ++tap) sixteen[tap] = load(tap_rows[tap]);
     const bool two = form == ConvForm::winograd2;
-    if (up) {
-      (two ? combine<true, 2> : combine<true, 3>)(sixteen, packed + v, matrix);
+    if (!is_winograd(form)) {
+      for (int64_t tap = 0; tap < taps; ++tap) store(packed + tap * matrix + v, values[tap]);
+    } else if (up) {
+      (two ? combine<true, 2> : combine<true, 3>)(values, packed + v, matrix);
     } else {
-      (two ? combine<false, 2> : combine<false, 3>)(sixteen, packed + v, matrix);
+      (two ? combine<false, 2> : combine<false, 3>)(values, packed + v, matrix);
     }
   }
 }

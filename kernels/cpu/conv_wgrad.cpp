@@ -169,7 +169,7 @@ int64_t sum_columns(const ConvGeometry& g, ConvForm form) {
 }
 
 template <typename T>
-void load(const WgradCall& call, const WgradChunk& chunk, int64_t begin, int64_t end) {
+void load_chunk(const WgradCall& call, const WgradChunk& chunk, int64_t begin, int64_t end) {
   const Tiling t = wgrad_tiling(call.geometry, call.plan);
   const int64_t first = chunk.first + begin, used = end - begin;
   float* small_values = call.small_values + begin * kBlock;
@@ -187,67 +187,101 @@ void load(const WgradCall& call, const WgradChunk& chunk, int64_t begin, int64_t
 
 // The adjoint of combine_taps: sums u of the combinations to the gradients of the taps.
 template <int kSize>
-inline void separate_taps(const float* u, int64_t stride, float* w, int w_stride) {
-  const auto at = [=](int i) { return u[i * stride]; };
+[[gnu::always_inline]] inline void separate_taps(const Vector* u, Vector* w, int stride) {
+  const Vector half = broadcast(0.5f);
   if constexpr (kSize == 2) {
-    w[3 * w_stride] = at(0) + at(1);
-    w[1 * w_stride] = at(1) + at(2);
-    w[2 * w_stride] = at(3) + at(4);
-    w[0] = at(4) + at(5);
+    w[3 * stride] = u[0] + u[1];
+    w[1 * stride] = u[1] + u[2];
+    w[2 * stride] = u[3] + u[4];
+    w[0] = u[4] + u[5];
   } else {
-    w[3 * w_stride] = at(0) + 0.5f * (at(1) + at(2));
-    w[1 * w_stride] = at(3) + 0.5f * (at(1) - at(2));
-    w[2 * w_stride] = 0.5f * (at(5) + at(6)) - at(4);
-    w[0] = at(7) + 0.5f * (at(5) - at(6));
+    w[3 * stride] = u[0] + half * (u[1] + u[2]);
+    w[1 * stride] = u[3] + half * (u[1] - u[2]);
+    w[2 * stride] = half * (u[5] + u[6]) - u[4];
+    w[0] = u[7] + half * (u[5] - u[6]);
   }
 }
 
-// A block of channels, so that the loops over it vectorise.
 template <int kSize>
-void separate_block(const float* sums, int64_t matrix, float (&taps)[16][kBlock]) {
+inline void separate(const float* sums, int64_t matrix, Vector* taps) {
   constexpr int kCount = 2 * (kSize + 1);
-  float rows[kCount][4][kBlock];
-  for (int i = 0; i < kCount; ++i) {
-    for (int c = 0; c < kBlock; ++c) {
-      separate_taps<kSize>(sums + i * kCount * matrix + c, matrix, &rows[i][0][c], kBlock);
-    }
+  Vector rows[4][kCount];
+  for (int j = 0; j < kCount; ++j) {
+    Vector column[kCount], four[4];
+    for (int i = 0; i < kCount; ++i) column[i] = load(sums + (i * kCount + j) * matrix);
+    separate_taps<kSize>(column, four, 1);
+    for (int i = 0; i < 4; ++i) rows[i][j] = four[i];
   }
-  for (int j = 0; j < 4; ++j) {
-    for (int c = 0; c < kBlock; ++c) {
-      separate_taps<kSize>(&rows[0][j][c], 4 * kBlock, &taps[j][c], 4 * kBlock);
-    }
-  }
+  for (int i = 0; i < 4; ++i) separate_taps<kSize>(rows[i], taps + i * 4, 1);
 }
+
+// Where the gradient of the taps of one row's channels goes: the weight's order is
+// [channels][taps], or [taps][channels].
+template <typename T>
+struct TapsOut {
+  // A vector of channels from c on, `count` of which exist.
+  void put(const Vector* values, int64_t c, int64_t count) const {
+    if (pixels) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        T* const to = out + tap * channels + c;
+        if (count == kWidth) {
+          store(to, values[tap]);
+        } else {
+          store_first(to, values[tap], static_cast<int>(count));
+        }
+      }
+    } else if (taps == 16) {
+      for (int64_t tap = 0; tap < taps; tap += kWidth) {
+        Vector rows[kWidth];
+        for (int i = 0; i < kWidth; ++i) rows[i] = values[tap + i];
+        transpose(rows);
+        for (int64_t i = 0; i < count; ++i) store(out + (c + i) * taps + tap, rows[i]);
+      }
+    } else {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        T row[kWidth];
+        store(row, values[tap]);
+        for (int64_t i = 0; i < count; ++i) out[(c + i) * taps + tap] = row[i];
+      }
+    }
+  }
+
+  T* out;
+  int64_t channels, taps;
+  bool pixels;
+};
 
 inline void put(float* p, float value) { *p = value; }
 inline void put(uint16_t* p, float value) { *p = f32_to_bf16(value); }
 
 template <typename T>
-void finish(const WgradCall& call, T* grad_weight, int64_t begin, int64_t end) {
+void finish(const WgradCall& call, T* grad_weight, bool pixels, int64_t begin, int64_t end) {
   const ConvGeometry& g = call.geometry;
   const ConvForm form = call.plan.form;
   const int64_t taps = g.kernel_h * g.kernel_w, columns = sum_columns(g, form);
   const int64_t matrix = sum_rows(g) * columns;
   for (int64_t row = begin; row < end; ++row) {
     const float* sums = call.sums + row * columns;
-    T* out = grad_weight + row * g.large_c * taps;
-    for (int64_t c = 0; c < g.large_c; c += kBlock) {
-      const int64_t count = smaller(kBlock, g.large_c - c);
-      if (is_winograd(form)) {
-        float block[16][kBlock];
-        (form == ConvForm::winograd2 ? separate_block<2> : separate_block<3>)(sums + c, matrix,
-                                                                              block);
-        for (int64_t i = 0; i < count; ++i) {
-          for (int tap = 0; tap < 16; ++tap) put(out + (c + i) * 16 + tap, block[tap][i]);
-        }
-        continue;
-      }
-      for (int64_t i = c; i < c + count; ++i) {
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          const bool few = form == ConvForm::few;
-          put(out + i * taps + tap, few ? sums[tap * g.large_c + i] : sums[tap * matrix + i]);
+    T* const out = grad_weight + row * g.large_c * taps;
+    if (form == ConvForm::few) {  // [taps][channels] as they are
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        for (int64_t c = 0; c < g.large_c; ++c) {
+          put(out + (pixels ? tap * g.large_c + c : c * taps + tap), sums[tap * g.large_c + c]);
         }
       }
+      continue;
+    }
+    const TapsOut<T> to = {out, g.large_c, taps, pixels};
+    for (int64_t c = 0; c < g.large_c; c += kWidth) {
+      Vector values[kMaxKernel * kMaxKernel];
+      if (form == ConvForm::winograd2) {
+        separate<2>(sums + c, matrix, values);
+      } else if (form == ConvForm::winograd3) {
+        separate<3>(sums + c, matrix, values);
+      } else {
+        for (int64_t tap = 0; tap < taps; ++tap) values[tap] = load(sums + tap * matrix + c);
+      }
+      to.put(values, c, smaller(kWidth, g.large_c - c));
     }
   }
 }
@@ -298,12 +332,12 @@ void conv_wgrad_chunk(const ConvGeometry& g, const WgradPlan& plan, int64_t numb
 
 void conv_wgrad_load_f32(const WgradCall& call, const WgradChunk& chunk, int64_t begin,
                          int64_t end) {
-  load<float>(call, chunk, begin, end);
+  load_chunk<float>(call, chunk, begin, end);
 }
 
 void conv_wgrad_load_bf16(const WgradCall& call, const WgradChunk& chunk, int64_t begin,
                           int64_t end) {
-  load<uint16_t>(call, chunk, begin, end);
+  load_chunk<uint16_t>(call, chunk, begin, end);
 }
 
 void conv_wgrad_multiply(const WgradCall& call, const WgradChunk& chunk, int64_t begin,
@@ -322,13 +356,14 @@ void conv_wgrad_multiply(const WgradCall& call, const WgradChunk& chunk, int64_t
   }
 }
 
-void conv_wgrad_finish_f32(const WgradCall& call, float* grad_weight, int64_t begin, int64_t end) {
-  finish(call, grad_weight, begin, end);
+void conv_wgrad_finish_f32(const WgradCall& call, float* grad_weight, bool pixels, int64_t begin,
+                           int64_t end) {
+  finish(call, grad_weight, pixels, begin, end);
 }
 
-void conv_wgrad_finish_bf16(const WgradCall& call, uint16_t* grad_weight, int64_t begin,
-                            int64_t end) {
-  finish(call, grad_weight, begin, end);
+void conv_wgrad_finish_bf16(const WgradCall& call, uint16_t* grad_weight, bool pixels,
+                            int64_t begin, int64_t end) {
+  finish(call, grad_weight, pixels, begin, end);
 }
 
 }  // namespace genimg::cpu::GENIMG_ISA

@@ -39,10 +39,11 @@ GENIMG_DECLARE_CPU_KERNEL(conv_wgrad_load_bf16, const WgradCall& call, const Wgr
                           int64_t begin, int64_t end)
 GENIMG_DECLARE_CPU_KERNEL(conv_wgrad_multiply, const WgradCall& call, const WgradChunk& chunk,
                           int64_t begin, int64_t end)
-// Channels [begin, end) of the small image, of the gradient [small_c, large_c, kernel_h, kernel_w].
+// Channels [begin, end) of the small image, of the gradient [small_c, large_c, kernel_h, kernel_w],
+// or of one whose memory is [small_c, kernel_h, kernel_w, large_c]: `pixels`.
 GENIMG_DECLARE_CPU_KERNEL(conv_wgrad_finish_f32, const WgradCall& call, float* grad_weight,
-                          int64_t begin, int64_t end)
+                          bool pixels, int64_t begin, int64_t end)
 GENIMG_DECLARE_CPU_KERNEL(conv_wgrad_finish_bf16, const WgradCall& call, uint16_t* grad_weight,
-                          int64_t begin, int64_t end)
+                          bool pixels, int64_t begin, int64_t end)
 
 }  // namespace genimg::cpu

@@ -70,6 +70,38 @@ inline void store_first(T* p, Vector v, int count) {
   for (int i = 0; i < count; ++i) p[i] = values[i];
 }
 
+// a0 b0 a1 b1 ... of the lower or the upper halves.
+template <bool kUpper>
+[[gnu::always_inline]] inline Vector interleave(Vector a, Vector b) {
+#ifdef __clang__
+  float from[2][kWidth], to[kWidth];
+  store(from[0], a);
+  store(from[1], b);
+  for (int i = 0; i < kWidth; ++i) to[i] = from[i % 2][i / 2 + (kUpper ? kWidth / 2 : 0)];
+  return load(to);
+#else
+  int32_t order[kWidth];
+  for (int i = 0; i < kWidth; ++i) {
+    order[i] = i % 2 * kWidth + i / 2 + (kUpper ? kWidth / 2 : 0);
+  }
+  Mask mask;
+  __builtin_memcpy(&mask, order, sizeof mask);
+  return __builtin_shuffle(a, b, mask);
+#endif
+}
+
+// Rows to columns: each round puts the rows i and i + kWidth / 2 between one another.
+[[gnu::always_inline]] inline void transpose(Vector (&rows)[kWidth]) {
+  for (int round = 1; round < kWidth; round *= 2) {
+    Vector next[kWidth];
+    for (int i = 0; i < kWidth / 2; ++i) {
+      next[2 * i] = interleave<false>(rows[i], rows[i + kWidth / 2]);
+      next[2 * i + 1] = interleave<true>(rows[i], rows[i + kWidth / 2]);
+    }
+    for (int i = 0; i < kWidth; ++i) rows[i] = next[i];
+  }
+}
+
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
