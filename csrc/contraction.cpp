@@ -110,7 +110,8 @@ bool contract(const ConvGeometry& geometry, ConvDirection direction, const at::T
   int refused = 0;
   const Scratch packed(plan.packed);
   pack(geometry, direction, plan, weight, packed.data(), &refused);
-  const ConvCall call = {geometry, plan.form, prologue, epilogue, packed.data(), &refused};
+  const ConvCall call = {
+      geometry, plan.form, prologue, epilogue, packed.data(), weight.const_data_ptr(), &refused};
   const bool bf16 = weight.scalar_type() == at::kBFloat16;
   each_unit(plan.units, plan.scratch, [&](float* scratch, int64_t begin, int64_t end) {
     run(call, direction, bf16, scratch, begin, end);

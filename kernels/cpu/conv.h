@@ -27,6 +27,7 @@ enum class ConvForm {
   winograd3,  // F(3,2) on them
   direct,     // every tap by itself
   few,        // few channels on the large side: all taps' channels side by side
+  columns,    // dgrad of few pixels, by the weight as it is: nothing is packed
 };
 
 inline bool is_winograd(ConvForm form) { return form <= ConvForm::winograd3; }
@@ -78,6 +79,7 @@ struct ConvCall {
   Prologue prologue;
   Epilogue epilogue;
   const float* packed;
+  const void* weight;  // as it is
   // Set where an input is not finite or above 2^63: sums of neighbours would spill it into outputs
   // that it has no part in, and the result is then to be thrown away.
   int* refused;

@@ -161,27 +161,25 @@ struct Contraction {
     }
   }
 
-  // Of sums, mean and sum of squares about it; the mean is rounded to float on the way, which its
-  // own square corrects.
+  // Of sums, mean and sum of squares about it: about the float nearest to the sums' mean first, and
+  // what is left of it corrects both.
   void take_moments(int64_t c, int64_t columns, double* first, double* second) {
     const double n = static_cast<double>(values_per_channel());
     for (int64_t v = 0; v < columns; v += kWidth) {
       const int count = static_cast<int>(smaller(kWidth, columns - v));
       float about[kWidth] = {};
       for (int i = 0; i < count; ++i) about[i] = static_cast<float>(first[v + i] / n);
-      double squares[kWidth] = {};
+      double rests[kWidth] = {}, squares[kWidth] = {};
       each_outlet([&](const Outlet& outlet_h, const Outlet& outlet_w) {
-        const Vector sum =
-            squares_about(load(about), outputs, used, outlet_h.outputs, outlet_w.outputs,
+        const Moments found =
+            moments_about(load(about), outputs, used, outlet_h.outputs, outlet_w.outputs,
                           static_cast<const T*>(call.epilogue.out) + c + v, count);
-        float sums[kWidth];
-        store(sums, sum);
-        for (int i = 0; i < count; ++i) squares[i] += sums[i];
+        add_moments(found, count, rests, squares);
       });
       for (int i = 0; i < count; ++i) {
-        const double mean = first[v + i] / n, off = mean - about[i];
-        first[v + i] = mean;
-        second[v + i] = squares[i] - n * off * off;
+        const double rest = rests[i] / n;
+        first[v + i] = about[i] + rest;
+        second[v + i] = squares[i] - n * rest * rest;
       }
     }
   }

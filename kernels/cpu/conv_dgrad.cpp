@@ -1,5 +1,6 @@
 #include "conv_dgrad.h"
 
+#include "conv_columns.h"
 #include "conv_contract.h"
 #include "conv_few.h"
 
@@ -103,6 +104,12 @@ struct FewContraction {
 
 template <typename T>
 void dgrad(const ConvCall& call, float* scratch, int64_t begin, int64_t end) {
+  if (call.form == ConvForm::columns) {
+    ColumnsContraction<T> contraction(call, scratch);
+    contraction.load_pixels();
+    for (int64_t unit = begin; unit < end; ++unit) contraction.run(unit);
+    return;
+  }
   if (call.form != ConvForm::few) {
     contract<T>(call, ConvDirection::dgrad, scratch, begin, end);
     return;

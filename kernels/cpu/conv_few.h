@@ -6,7 +6,6 @@
 
 namespace genimg::cpu::GENIMG_ISA {
 
-constexpr int64_t kFewChannels = 8;
 constexpr int64_t kStripFloats = 1 << 16;  // of products, so that they stay in L2
 
 // An image falls into strips of output rows; rows of the small image that two strips need are

@@ -1,6 +1,7 @@
 // Which form a convolution takes.
 #pragma once
 
+#include "conv_columns.h"
 #include "conv_few.h"
 
 namespace genimg::cpu::GENIMG_ISA {
@@ -23,10 +24,16 @@ inline ConvForm winograd_or_direct(const ConvGeometry& g) {
   return side <= kSmallSide ? ConvForm::winograd2 : ConvForm::winograd3;
 }
 
+inline bool fits_columns(const ConvGeometry& g) {
+  return g.kernel_h == 4 && g.kernel_w == 4 && g.batch * g.small_h * g.small_w <= kFewPixels;
+}
+
 // `plain`: the epilogue is, and takes no moments.
 inline ConvForm form_of(const ConvGeometry& g, ConvDirection direction, bool plain) {
   const bool few = direction == ConvDirection::fprop || plain;
-  return few && g.large_c <= kFewChannels ? ConvForm::few : winograd_or_direct(g);
+  if (few && g.large_c <= kFewChannels) return ConvForm::few;
+  if (direction == ConvDirection::dgrad && fits_columns(g)) return ConvForm::columns;
+  return winograd_or_direct(g);
 }
 
 inline ConvForm wgrad_form(const ConvGeometry& g) {

@@ -6,9 +6,14 @@
 
 namespace genimg::cpu::GENIMG_ISA {
 
+// The form for few channels gathers all their taps into a row.
+constexpr int64_t kFewChannels = 8;
+
 // Prologues: element `at` of the image, channel c of it, `count` channels.
 template <typename T>
 struct Plain {
+  static constexpr bool kPlain = true;
+
   explicit Plain(const Prologue& p) : x(static_cast<const T*>(p.x)) {}
 
   Vector all(int64_t at, int64_t) const { return load(x + at); }
@@ -24,6 +29,8 @@ inline Vector leaky(Vector gate, Vector value, Vector slope) {
 
 template <typename T>
 struct AffineLeaky {
+  static constexpr bool kPlain = false;
+
   explicit AffineLeaky(const Prologue& p)
       : x(static_cast<const T*>(p.x)),
         mean(p.mean),
@@ -51,6 +58,8 @@ struct AffineLeaky {
 
 template <typename T>
 struct TwoTensor {
+  static constexpr bool kPlain = false;
+
   explicit TwoTensor(const Prologue& p)
       : x(static_cast<const T*>(p.x)),
         y(static_cast<const T*>(p.y)),
@@ -272,27 +281,41 @@ inline void load_copied_tile(const Tiling& t, const Axis& h, const Axis& w, cons
   }
 }
 
+// `count` neighbours of an image as floats, by fours as far as they go.
+template <typename Read>
+[[gnu::always_inline]] inline void copy_run(const Read& prologue, int64_t at, int64_t channels,
+                                            int64_t count, float* out) {
+  int64_t i = 0;
+  if constexpr (Read::kPlain) {
+    for (; i + 4 <= count; i += 4) {
+      for (int j = 0; j < 4; ++j) out[i + j] = widen(prologue.x[at + i + j]);
+    }
+  }
+  for (; i < count; ++i) out[i] = prologue.one(at + i, i % channels);
+}
+
 // All taps of a tile, [kernel_h][kernel_w][channels], as one row.
 template <typename Read>
 inline void load_gathered_tile(const Tiling& t, const Axis& h, const Axis& w, const Read& prologue,
                                int64_t image, int64_t tile_h, int64_t tile_w, int64_t row,
                                float* value, Guard* guard) {
-  float squares = 0;
-  int64_t k = 0;
-  for (int i = 0; i < h.patch; ++i) {
-    const int64_t y = tile_h * h.in_step + h.in_at[i];
-    for (int j = 0; j < w.patch; ++j) {
-      const int64_t x = tile_w * w.in_step + w.in_at[j];
-      const bool inside = y >= 0 && y < t.in_h && x >= 0 && x < t.in_w;
-      const int64_t at = ((image * t.in_h + y) * t.in_w + x) * t.in_c;
-      for (int64_t c = 0; c < t.in_c; ++c, ++k) {
-        const float v = inside ? prologue.one(at + c, c) : 0.0f;
-        squares += v * v;
-        value[blocked(k, row, t.rows)] = v;
-      }
-    }
+  constexpr int64_t kMost = kMaxKernel * kMaxKernel * kFewChannels;
+  float taps[kMost];
+  const int64_t run = w.patch * t.in_c, count = divide_up(h.patch * run, kBlock) * kBlock;
+  const int64_t top = tile_h * h.in_step + h.in_at[0], left = tile_w * w.in_step + w.in_at[0];
+  const int64_t begin = larger(0, -left), end = smaller(w.patch, t.in_w - left);
+  const bool whole = begin == 0 && end == w.patch && top >= 0 && top + h.patch <= t.in_h;
+  const int64_t cleared = whole ? smaller(count, h.patch * run / kWidth * kWidth) : 0;
+  for (int64_t i = cleared; i < count; i += kWidth) store(taps + i, Vector{});
+  for (int64_t i = larger(0, -top); i < smaller(h.patch, t.in_h - top) && begin < end; ++i) {
+    const int64_t at = ((image * t.in_h + top + i) * t.in_w + left + begin) * t.in_c;
+    copy_run(prologue, at, t.in_c, (end - begin) * t.in_c, taps + i * run + begin * t.in_c);
   }
-  guard->squares[0] += squares;
+  Guard sum = *guard;
+  for (int64_t i = 0; i < count; i += kWidth) {
+    store(value + blocked(i, row, t.rows), sum(load(taps + i)));
+  }
+  *guard = sum;
 }
 
 // The tiles of a pass, one after the other.

@@ -165,6 +165,11 @@ void pack(const ConvGeometry& g, ConvDirection direction, ConvForm form, const T
 
 void conv_plan(const ConvGeometry& g, ConvDirection direction, bool plain, ConvPlan* plan) {
   const ConvForm form = form_of(g, direction, plain);
+  if (form == ConvForm::columns) {
+    const ColumnsUp columns(g);
+    *plan = {form, 0, 0, columns.units, 1, columns.scratch_size()};
+    return;
+  }
   const Packing packing = packing_of(g, direction, form);
   plan->form = form;
   plan->packed = packing.size();

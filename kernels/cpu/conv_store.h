@@ -164,14 +164,17 @@ inline void finish_vector(const Inverse& inverse, const Outputs& outputs, int64_
   for (int64_t row = 0; row < used; ++row) {
     Vector y[kMostOutputs][kMostProducts];
     finish_tile<kSize, kH, kW>(products + row * kPanel, product, y);
+    Moments tile;  // sums of sums: shorter chains round less
     const int64_t at = outputs.at[row] + outputs.outlet_at;
     for (int i = 0; i < kMade<kSize, kH>; ++i) {
       if (i >= inverse.outputs_h) break;
       for (int j = 0; j < kMade<kSize, kW>; ++j) {
         if (j >= inverse.outputs_w) break;
-        write(at + i * outputs.step_h + j * outputs.step_w, y[i][j], &sums);
+        write(at + i * outputs.step_h + j * outputs.step_w, y[i][j], &tile);
       }
     }
+    sums.first += tile.first;
+    sums.second += tile.second;
   }
   *moments = sums;
 }
@@ -223,22 +226,23 @@ inline void add_moments(const Moments& moments, int count, double* first, double
   }
 }
 
-// The sum of squares about `mean` of what a block has stored, of one vector of channels.
+// Sum and sum of squares about `mean` of what a block has stored, of one vector of channels.
 template <typename T>
-inline Vector squares_about(Vector mean, const Outputs& outputs, int64_t used, int outputs_h,
-                            int outputs_w, const T* out, int count) {
-  Vector sum = {};
+inline Moments moments_about(Vector mean, const Outputs& outputs, int64_t used, int outputs_h,
+                             int outputs_w, const T* out, int count) {
+  Moments sums;
   for (int64_t row = 0; row < used; ++row) {
     for (int i = 0; i < outputs_h; ++i) {
       for (int j = 0; j < outputs_w; ++j) {
         const T* p =
             out + outputs.at[row] + outputs.outlet_at + i * outputs.step_h + j * outputs.step_w;
         const Vector d = (count == kWidth ? load(p) : load_first(p, count)) - mean;
-        sum += d * d;
+        sums.first += d;
+        sums.second += d * d;
       }
     }
   }
-  return sum;
+  return sums;
 }
 
 }  // namespace genimg::cpu::GENIMG_ISA
