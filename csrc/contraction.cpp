@@ -1,6 +1,7 @@
 #include "contraction.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/record_function.h>
 
 #include <algorithm>
 #include <atomic>
@@ -105,6 +106,8 @@ int64_t moment_pieces(const ConvGeometry& geometry, ConvDirection direction) {
 
 bool contract(const ConvGeometry& geometry, ConvDirection direction, const at::Tensor& weight,
               const cpu::Prologue& prologue, const cpu::Epilogue& epilogue) {
+  RECORD_FUNCTION(direction == ConvDirection::dgrad ? "genimg::conv_dgrad" : "genimg::conv_fprop",
+                  c10::ArrayRef<const c10::IValue>{});
   const bool plain = epilogue.kind == cpu::Epilogue::plain && epilogue.counts == nullptr;
   const ConvPlan plan = plan_of(geometry, direction, plain);
   int refused = 0;
@@ -121,6 +124,7 @@ bool contract(const ConvGeometry& geometry, ConvDirection direction, const at::T
 
 bool contract_weight(const ConvGeometry& geometry, const cpu::Prologue& small,
                      const cpu::Prologue& large, at::Tensor& grad_weight) {
+  RECORD_FUNCTION("genimg::conv_wgrad", c10::ArrayRef<const c10::IValue>{});
   const bool bf16 = grad_weight.scalar_type() == at::kBFloat16;
   int refused = 0;
   cpu::WgradPlan plan;

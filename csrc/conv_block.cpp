@@ -12,6 +12,7 @@
 #include <ATen/ops/zeros_like.h>
 
 #include "contraction.h"
+#include "memory_format.h"
 #include "pages.h"
 
 namespace genimg {
@@ -46,8 +47,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd(
 at::Tensor padded_zeros(int64_t channels) {
   return padded_floats(at::zeros({channels}, at::TensorOptions().dtype(at::kFloat)));
 }
-
-at::Tensor as_pixels(const at::Tensor& x) { return x.contiguous(at::MemoryFormat::ChannelsLast); }
 
 }  // namespace
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "conv_block.h"
+#include "memory_format.h"
 
 namespace genimg {
 namespace {
@@ -34,7 +35,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_fwd_cpu(
   const std::vector<ConvBlock> blocks = read_blocks("conv_stack_fwd", parameters, options, numbers);
   Kept kept(blocks.size());
   auto format = x.suggest_memory_format();
-  ReadImage image = ReadImage::plain(x.contiguous(at::MemoryFormat::ChannelsLast));
+  ReadImage image = ReadImage::plain(as_pixels(x));
   at::Tensor y;
   for (size_t b = 0; b < blocks.size(); ++b) {
     const ConvBlock& block = blocks[b];
@@ -57,7 +58,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_fwd_cpu(
       image = ReadImage::plain(y);
     }
   }
-  return {y.contiguous(format), kept.in_order(x.options())};
+  return {in_format(y, format), kept.in_order(x.options())};
 }
 
 // What a backward makes, by block; and the gradient that wanders down.
@@ -65,7 +66,7 @@ struct Backward {
   Backward(const std::vector<ConvBlock>& blocks, const at::Tensor& x,
            const std::vector<at::Tensor>& kept)
       : blocks(blocks),
-        x(x.contiguous(at::MemoryFormat::ChannelsLast)),
+        x(as_pixels(x)),
         kept(kept),
         weights(blocks.size()),
         biases(blocks.size()),
@@ -89,8 +90,8 @@ struct Backward {
   void begin(const at::Tensor& grad_y, const std::optional<at::Tensor>& y, bool training) {
     const size_t b = blocks.size() - 1;
     const ConvBlock& block = blocks[b];
-    const at::Tensor grads = grad_y.contiguous(at::MemoryFormat::ChannelsLast);
-    const at::Tensor outputs = y ? y->contiguous(at::MemoryFormat::ChannelsLast) : grads;
+    const at::Tensor grads = as_pixels(grad_y);
+    const at::Tensor outputs = y ? as_pixels(*y) : grads;
     if (block.has_norm()) {
       const NormGrads found =
           block.norm_backward(grads, outputs, raw(b), mean(b), rstd(b), training);
@@ -165,7 +166,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_bwd_cpu(
     if (b > lowest) {
       backward.descend(b, training);
     } else if (needs_x) {
-      grad_x = blocks[0].input_backward(backward.grad, backward.x).contiguous(formats[0]);
+      grad_x = in_format(blocks[0].input_backward(backward.grad, backward.x), formats[0]);
     }
   }
   std::vector<at::Tensor> grads;

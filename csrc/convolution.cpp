@@ -10,6 +10,7 @@
 #include "checks.h"
 #include "contraction.h"
 #include "dispatch.h"
+#include "memory_format.h"
 #include "pages.h"
 
 namespace genimg {
@@ -119,7 +120,7 @@ std::tuple<at::Tensor, at::Tensor> Convolution::unfused_backward(const at::Tenso
 at::Tensor Convolution::forward(const at::Tensor& x, const at::Tensor& weight,
                                 const std::optional<at::Tensor>& bias) const {
   check(x, weight, bias ? &*bias : nullptr);
-  const at::Tensor pixels = x.contiguous(MemoryFormat::ChannelsLast);
+  const at::Tensor pixels = as_pixels(x);
   at::Tensor y = empty_output(x, weight);
   const at::Tensor floats = padded_floats(bias);
   cpu::Epilogue epilogue = writing(y);
@@ -128,7 +129,7 @@ at::Tensor Convolution::forward(const at::Tensor& x, const at::Tensor& weight,
                 weight.contiguous(), reading(pixels), epilogue)) {
     y = unfused(x, weight, bias);
   }
-  return y.contiguous(output_format(x.suggest_memory_format(), weight));
+  return in_format(y, output_format(x.suggest_memory_format(), weight));
 }
 
 std::tuple<at::Tensor, at::Tensor> Convolution::backward(const at::Tensor& grad_y,
@@ -137,7 +138,7 @@ std::tuple<at::Tensor, at::Tensor> Convolution::backward(const at::Tensor& grad_
                                                          bool needs_weight) const {
   check(x, weight, nullptr);
   check_same_dtype(op, "x", x, "grad_y", grad_y);
-  const at::Tensor grads = grad_y.contiguous(MemoryFormat::ChannelsLast);
+  const at::Tensor grads = as_pixels(grad_y);
   const ConvGeometry g = geometry(x, grads, weight);
   const MemoryFormat format = output_format(x.suggest_memory_format(), weight);
   bool served = true;
@@ -146,11 +147,11 @@ std::tuple<at::Tensor, at::Tensor> Convolution::backward(const at::Tensor& grad_
     grad_x = empty_pixels(x.sizes(), x.options());
     served = contract(g, transposed ? ConvDirection::fprop : ConvDirection::dgrad,
                       weight.contiguous(), reading(grads), writing(grad_x));
-    grad_x = grad_x.contiguous(format);
+    grad_x = in_format(grad_x, format);
   }
   if (served && needs_weight) {
     grad_weight = at::empty(weight.sizes(), weight.options(), format);
-    const at::Tensor pixels = x.contiguous(MemoryFormat::ChannelsLast);
+    const at::Tensor pixels = as_pixels(x);
     const cpu::Prologue ours = reading(pixels), theirs = reading(grads);
     served = transposed ? contract_weight(g, ours, theirs, grad_weight)
                         : contract_weight(g, theirs, ours, grad_weight);
