@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/sigmoid_backward.h>
@@ -10,6 +11,8 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+
+#include <cmath>
 
 #include "contraction.h"
 #include "memory_format.h"
@@ -101,8 +104,13 @@ Convolution ConvBlock::convolution() const {
 }
 
 Affine ConvBlock::affine(const at::Tensor& mean, const at::Tensor& rstd) const {
-  const at::Tensor scale = padded_floats(rstd);
-  if (gamma) scale.mul_(padded_floats(gamma));
+  at::Tensor scale = padded_floats(rstd);
+  if (gamma) {
+    const at::Tensor factors = padded_floats(gamma);
+    for (int64_t c = 0; c < scale.numel(); ++c) {
+      scale.mutable_data_ptr<float>()[c] *= factors.const_data_ptr<float>()[c];
+    }
+  }
   return {padded_floats(mean), scale, beta ? padded_floats(beta) : padded_zeros(mean.size(0))};
 }
 
@@ -141,8 +149,13 @@ Written ConvBlock::forward(const ReadImage& image, bool training) const {
     written.statistics = statistics(moments, served ? nullptr : &y);
   } else {
     TORCH_CHECK(running_mean && running_var, op, ": expected running statistics outside training");
-    const at::Tensor var = running_var->to(at::kDouble);
-    written.statistics = {running_mean->to(at::kFloat), (var + eps).rsqrt().to(at::kFloat), {}};
+    const at::Tensor var = running_var->to(at::kFloat).contiguous();
+    at::Tensor rstd = at::empty_like(var);
+    for (int64_t c = 0; c < var.numel(); ++c) {
+      const double about = var.const_data_ptr<float>()[c] + eps;
+      rstd.mutable_data_ptr<float>()[c] = static_cast<float>(1 / std::sqrt(about));
+    }
+    written.statistics = {running_mean->to(at::kFloat), rstd, {}};
   }
   return written;
 }

@@ -3,8 +3,8 @@
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <array>
 
 #include "checks.h"
@@ -46,8 +46,12 @@ at::Tensor padded_floats(const std::optional<at::Tensor>& parameter) {
   if (!parameter) return at::Tensor();
   const int64_t size = parameter->size(0);
   const int64_t padded = (size + kChannelBlock - 1) / kChannelBlock * kChannelBlock;
-  at::Tensor floats = at::zeros({padded}, parameter->options().dtype(at::kFloat));
-  floats.narrow(0, 0, size).copy_(*parameter);
+  at::Tensor floats = at::empty({padded}, parameter->options().dtype(at::kFloat));
+  const at::Tensor given = parameter->to(at::kFloat).contiguous();
+  const float* const from = given.const_data_ptr<float>();
+  float* const to = floats.mutable_data_ptr<float>();
+  std::copy(from, from + size, to);
+  std::fill(to + size, to + padded, 0.0f);
   return floats;
 }
 

@@ -21,7 +21,14 @@ from genimg.backends import (
     refuse_transforms,
 )
 from genimg.ops.checks import check_channels, check_together
-from genimg.ops.convolution import Geometry, autocast, empty_output, pair, refuse_geometry
+from genimg.ops.convolution import (
+    Geometry,
+    autocast,
+    empty_output,
+    is_autocast,
+    pair,
+    refuse_geometry,
+)
 from genimg.reference.conv_stack import CASES, Activation, BatchNorm, ConvBlock, Direction
 from genimg.testing import CONVOLUTION_ERROR_FACTOR
 
@@ -95,7 +102,7 @@ def conv_stack(
 
 
 def _autocast(x: Tensor, blocks: Sequence[ConvBlock]) -> Sequence[ConvBlock]:
-    if autocast(x)[0] is x and all(autocast(b.weight)[0] is b.weight for b in blocks):
+    if not is_autocast(x):
         return blocks
     cast = [autocast(block.weight, block.bias) for block in blocks]
     return [

@@ -74,12 +74,17 @@ class Convolve(torch.autograd.Function):
         )
 
 
+def is_autocast(x: object) -> bool:
+    """Whether autocast is on for ``x``'s kind of device."""
+    device = x.device.type if isinstance(x, Tensor) else "meta"
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in autocast's dtype, where it is on: convolutions run in the lower precision."""
-    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "meta"
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if not is_autocast(tensors[0]):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)  # type: ignore[union-attr]
     return tuple(x.to(dtype) if isinstance(x, Tensor) and _is_cast(x) else x for x in tensors)
 
 
@@ -111,19 +116,19 @@ class Geometry:
     def out_size(self, shape: Sequence[int], weight: Tensor) -> Pair:
         """Height and width of the output."""
         assert not isinstance(self.padding, str)
-        stride, padding = pair(self.stride), pair(self.padding)
-        more = pair(self.output_padding)
-        kernel = weight.shape[2:]
+        (stride_h, stride_w), (pad_h, pad_w) = pair(self.stride), pair(self.padding)
+        kernel_h, kernel_w = weight.shape[2:]
+        height, width = shape[2:]
         if self.transposed:
-            height, width = (
-                (shape[2 + d] - 1) * stride[d] - 2 * padding[d] + kernel[d] + more[d]
-                for d in range(2)
+            more_h, more_w = pair(self.output_padding)
+            return (
+                (height - 1) * stride_h - 2 * pad_h + kernel_h + more_h,
+                (width - 1) * stride_w - 2 * pad_w + kernel_w + more_w,
             )
-        else:
-            height, width = (
-                (shape[2 + d] + 2 * padding[d] - kernel[d]) // stride[d] + 1 for d in range(2)
-            )
-        return height, width
+        return (
+            (height + 2 * pad_h - kernel_h) // stride_h + 1,
+            (width + 2 * pad_w - kernel_w) // stride_w + 1,
+        )
 
 
 def refuse_geometry(
