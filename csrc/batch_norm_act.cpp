@@ -14,6 +14,7 @@
 
 #include "checks.h"
 #include "dispatch.h"
+#include "pages.h"
 
 namespace genimg {
 namespace {
@@ -68,7 +69,9 @@ Laid lay_out(const at::Tensor& given) {
 at::Tensor empty_in(const Laid& laid) {
   const auto format = laid.layout.pixels && laid.x.dim() == 4 ? at::MemoryFormat::ChannelsLast
                                                               : at::MemoryFormat::Contiguous;
-  return at::empty(laid.x.sizes(), laid.x.options(), format);
+  at::Tensor empty = at::empty(laid.x.sizes(), laid.x.options(), format);
+  prefer_huge_pages(empty.mutable_data_ptr(), empty.nbytes());
+  return empty;
 }
 
 at::Tensor in_order_of(const Laid& laid, const at::Tensor& grad_y) {
@@ -112,18 +115,16 @@ struct Pieces {
   int64_t slot(int64_t piece) const { return layout.pixels ? piece * layout.channels : piece; }
   int64_t slots() const { return layout.pixels ? count * layout.channels : count; }
 
-  // visit(slot, values) for each piece of a channel, always in the same order.
+  // visit(channel, slot, values) for all pieces; those of a channel always in the same order.
   template <typename Visit>
-  void of_channel(int64_t c, Visit visit) const {
-    if (layout.pixels) {
-      for (int64_t piece = 0; piece < count; ++piece) visit(slot(piece) + c, size(piece));
-      return;
-    }
-    for (int64_t n = 0; n < layout.batch; ++n) {
-      for (int64_t k = 0; k < per_line; ++k) {
-        const int64_t piece = (n * layout.channels + c) * per_line + k;
-        visit(piece, size(piece));
+  void in_order(Visit visit) const {
+    for (int64_t piece = 0; piece < count; ++piece) {
+      const int64_t values = size(piece);
+      if (!layout.pixels) {
+        visit(channel(piece), piece, values);
+        continue;
       }
+      for (int64_t c = 0; c < layout.channels; ++c) visit(c, slot(piece) + c, values);
     }
   }
 
@@ -201,19 +202,20 @@ void batch_moments(const Laid& laid, const Pieces& pieces, float* mean, float* v
     }
   });
   const double count = static_cast<double>(layout.values_per_channel());
+  // First the mean, then the pieces' spread about it and within them: nothing cancels, and an
+  // infinite mean stays one.
+  std::vector<double> total_means(layout.channels), total_m2s(layout.channels);
+  pieces.in_order([&](int64_t c, int64_t slot, int64_t size) {
+    total_means[c] += means[slot] * (static_cast<double>(size) / count);
+  });
+  pieces.in_order([&](int64_t c, int64_t slot, int64_t size) {
+    const double delta = means[slot] - total_means[c];
+    total_m2s[c] += m2s[slot] + delta * delta * static_cast<double>(size);
+  });
   for (int64_t c = 0; c < layout.channels; ++c) {
-    // First the mean, then the pieces' spread about it and within them: nothing cancels, and an
-    // infinite mean stays one.
-    double total = 0, total_m2 = 0;
-    pieces.of_channel(c, [&](int64_t slot, int64_t size) { total += means[slot] * size; });
-    const double total_mean = total / count;
-    pieces.of_channel(c, [&](int64_t slot, int64_t size) {
-      const double delta = means[slot] - total_mean;
-      total_m2 += m2s[slot] + delta * delta * size;
-    });
-    mean[c] = static_cast<float>(total_mean);
-    var_biased[c] = static_cast<float>(total_m2 / count);
-    var_unbiased[c] = static_cast<float>(total_m2 / (count - 1));
+    mean[c] = static_cast<float>(total_means[c]);
+    var_biased[c] = static_cast<float>(total_m2s[c] / count);
+    var_unbiased[c] = static_cast<float>(total_m2s[c] / (count - 1));
   }
 }
 
@@ -337,13 +339,12 @@ void backward_sums(const Laid& laid, const Pieces& pieces, const T* grad_y,
                         piece_dz_x);
     }
   });
-  for (int64_t c = 0; c < layout.channels; ++c) {
-    sum_dz[c] = sum_dz_x[c] = 0;
-    pieces.of_channel(c, [&](int64_t slot, int64_t) {
-      sum_dz[c] += dz[slot];
-      sum_dz_x[c] += dz_x[slot];
-    });
-  }
+  std::fill(sum_dz, sum_dz + layout.channels, 0.0);
+  std::fill(sum_dz_x, sum_dz_x + layout.channels, 0.0);
+  pieces.in_order([&](int64_t c, int64_t slot, int64_t) {
+    sum_dz[c] += dz[slot];
+    sum_dz_x[c] += dz_x[slot];
+  });
 }
 
 template <typename T>

@@ -1,6 +1,6 @@
 #include "batch_norm_act.h"
 
-#include "storage.h"
+#include "vector.h"
 
 namespace genimg::cpu::GENIMG_ISA {
 namespace {
@@ -107,18 +107,71 @@ struct Plane {
   }
 };
 
-// Channels a block at a time, so that its sums stay in registers while the rows go by.
-constexpr int kChannels = 16;
-
-struct FullBlock {
-  constexpr operator int() const { return kChannels; }
+// A vector of channels, all of it or the `count` that there are.
+struct Whole {
+  template <typename T>
+  Vector read(const T* p) const {
+    return load(p);
+  }
+  template <typename T>
+  void write(T* p, Vector v) const {
+    store(p, v);
+  }
+  static constexpr int count = kWidth;
 };
 
-template <typename Block>
-inline void over_channels(int64_t channels, Block block) {
+struct Part {
+  template <typename T>
+  Vector read(const T* p) const {
+    return load_first(p, count);
+  }
+  template <typename T>
+  void write(T* p, Vector v) const {
+    store_first(p, v, count);
+  }
+  int count;
+};
+
+template <typename Visit>
+[[gnu::always_inline]] inline void over_channels(int64_t channels, Visit visit) {
   int64_t c = 0;
-  for (; c + kChannels <= channels; c += kChannels) block(c, FullBlock{});
-  if (c < channels) block(c, static_cast<int>(channels - c));
+  for (; c + kWidth <= channels; c += kWidth) visit(c, Whole{});
+  if (c < channels) visit(c, Part{static_cast<int>(channels - c)});
+}
+
+// Rows whose float sums are taken at once, one below the other, before they go into double ones: as
+// many streams of memory, each of which runs on.
+constexpr int64_t kRun = 8;
+
+[[gnu::always_inline]] inline void add_floats(Vector v, int count, double* to) {
+  if (count == kWidth) {
+    typedef double Doubles __attribute__((vector_size(kWidth * 8)));
+    Doubles sums;
+    __builtin_memcpy(&sums, to, sizeof sums);
+    sums += __builtin_convertvector(v, Doubles);
+    __builtin_memcpy(to, &sums, sizeof sums);
+    return;
+  }
+  float values[kWidth];
+  store(values, v);
+  for (int i = 0; i < count; ++i) to[i] += values[i];
+}
+
+// Adds terms(row, &first, &second) over rows to first[channels] and second[channels].
+template <typename Terms>
+[[gnu::always_inline]] inline void sum_rows(int64_t rows, int64_t channels,
+                                            double* __restrict first, double* __restrict second,
+                                            Terms terms) {
+  for (int64_t row = 0; row < rows; row += kRun) {
+    const int64_t end = smaller(row + kRun, rows);
+    over_channels(channels, [&](int64_t c, auto part) __attribute__((always_inline)) {
+      Vector sums = {}, others = {};
+      const auto term = terms(c, part);
+      for (int64_t r = row; r < end; ++r) term(r, &sums, &others);
+      add_floats(sums, part.count, first + c);
+      add_floats(others, part.count, second + c);
+    });
+  }
 }
 
 template <typename S>
@@ -127,80 +180,80 @@ struct Pixels {
 
   static void moments(const T* __restrict x, int64_t rows, int64_t channels, int64_t stride,
                       double* __restrict mean, double* __restrict m2) {
-    const auto block = [=](int64_t first, auto width) __attribute__((always_inline)) {
-      float shift[kChannels];
-      double sums[kChannels] = {}, squares[kChannels] = {};
-      for (int c = 0; c < width; ++c) {
-        const float value = S::load(x + first + c);
-        shift[c] = is_finite(value) ? value : 0;
+    for (int64_t c = 0; c < channels; ++c) mean[c] = m2[c] = 0;
+    sum_rows(rows, channels, mean, m2, [=](int64_t c, auto part) __attribute__((always_inline)) {
+      const Vector shift = shift_of(part.read(x + c));
+      return [=](int64_t row, Vector* sums, Vector* squares) __attribute__((always_inline)) {
+        const Vector d = part.read(x + row * stride + c) - shift;
+        *sums += d;
+        *squares += d * d;
+      };
+    });
+    over_channels(channels, [=](int64_t first, auto part) __attribute__((always_inline)) {
+      float shift[kWidth];
+      store(shift, shift_of(part.read(x + first)));
+      for (int i = 0; i < part.count; ++i) {
+        const int64_t c = first + i;
+        moments_about(shift[i], mean[c], m2[c], static_cast<double>(rows), mean + c, m2 + c);
       }
-      for (int64_t row = 0; row < rows; ++row) {
-        const T* p = x + row * stride + first;
-        for (int c = 0; c < width; ++c) {
-          const double d = static_cast<double>(S::load(p + c)) - shift[c];
-          sums[c] += d;
-          squares[c] += d * d;
-        }
-      }
-      for (int c = 0; c < width; ++c) {
-        moments_about(shift[c], sums[c], squares[c], static_cast<double>(rows), mean + first + c,
-                      m2 + first + c);
-      }
-    };
-    over_channels(channels, block);
+    });
   }
 
   static void fwd(const T* __restrict x, T* __restrict y, int64_t rows, int64_t channels,
                   int64_t stride, BatchNormActs op) {
+    const Vector slope = broadcast(op.negative_slope);
+    const bool relu = op.negative_slope == 0;
     for (int64_t row = 0; row < rows; ++row) {
-      const T* from = x + row * stride;
-      T* to = y + row * channels;
-      for (int64_t c = 0; c < channels; ++c) {
-        const float z = affine(S::load(from + c), op.mean[c], op.scale[c], op.shift[c]);
-        S::store(to + c, activate(z, op.negative_slope));
-      }
+      over_channels(channels, [=](int64_t c, auto part) __attribute__((always_inline)) {
+        const Vector z =
+            (part.read(x + row * stride + c) - part.read(op.mean + c)) * part.read(op.scale + c) +
+            part.read(op.shift + c);
+        // As in activate(): -Inf becomes 0 under a slope of 0, and NaN stays.
+        const Vector scaled = relu ? (z < Vector{} ? Vector{} : z * slope) : z * slope;
+        part.write(y + row * channels + c, z > Vector{} ? z : scaled);
+      });
     }
   }
 
   static void sums(const T* __restrict grad_y, const T* __restrict x, int64_t rows,
                    int64_t channels, int64_t stride, BatchNormActs op, double* __restrict sum_dz,
                    double* __restrict sum_dz_x) {
-    const auto block = [=](int64_t first, auto width) __attribute__((always_inline)) {
-      double dz_sums[kChannels] = {}, dz_x_sums[kChannels] = {};
-      for (int64_t row = 0; row < rows; ++row) {
-        const T* p = x + row * stride + first;
-        const T* g = grad_y + row * channels + first;
-        for (int c = 0; c < width; ++c) {
-          const float centred = S::load(p + c) - op.mean[first + c];
-          const float z = centred * op.scale[first + c] + op.shift[first + c];
-          const float dz = leaky(z, S::load(g + c), op.negative_slope);
-          dz_sums[c] += dz;
-          dz_x_sums[c] += static_cast<double>(dz) * centred;
-        }
-      }
-      for (int c = 0; c < width; ++c) {
-        sum_dz[first + c] = dz_sums[c];
-        sum_dz_x[first + c] = dz_x_sums[c];
-      }
-    };
-    over_channels(channels, block);
+    for (int64_t c = 0; c < channels; ++c) sum_dz[c] = sum_dz_x[c] = 0;
+    const Vector slope = broadcast(op.negative_slope);
+    sum_rows(
+        rows, channels, sum_dz, sum_dz_x, [=](int64_t c, auto part) __attribute__((always_inline)) {
+          const Vector mean = part.read(op.mean + c), scale = part.read(op.scale + c),
+                       shift = part.read(op.shift + c);
+          return [=](int64_t row, Vector* dz_sums, Vector* dz_x_sums)
+                     __attribute__((always_inline)) {
+                       const Vector centred = part.read(x + row * stride + c) - mean;
+                       const Vector grad = part.read(grad_y + row * channels + c);
+                       const Vector dz = centred * scale + shift > Vector{} ? grad : grad * slope;
+                       *dz_sums += dz;
+                       *dz_x_sums += dz * centred;
+                     };
+        });
   }
 
   static void bwd(const T* __restrict grad_y, const T* __restrict x, T* __restrict grad_x,
                   int64_t rows, int64_t channels, int64_t stride, BatchNormActGrads op) {
     const BatchNormActs f = op.forward;
+    const Vector slope = broadcast(f.negative_slope);
     for (int64_t row = 0; row < rows; ++row) {
-      const T* p = x + row * stride;
-      const T* g = grad_y + row * channels;
-      T* to = grad_x + row * channels;
-      for (int64_t c = 0; c < channels; ++c) {
-        const float centred = S::load(p + c) - f.mean[c];
-        const float z = centred * f.scale[c] + f.shift[c];
-        const float dz = leaky(z, S::load(g + c), f.negative_slope);
-        S::store(to + c, f.scale[c] * dz + centred * op.slope[c] + op.offset[c]);
-      }
+      over_channels(channels, [=](int64_t c, auto part) __attribute__((always_inline)) {
+        const Vector scale = part.read(f.scale + c);
+        const Vector centred = part.read(x + row * stride + c) - part.read(f.mean + c);
+        const Vector grad = part.read(grad_y + row * channels + c);
+        const Vector dz = centred * scale + part.read(f.shift + c) > Vector{} ? grad : grad * slope;
+        part.write(grad_x + row * channels + c,
+                   scale * dz + centred * part.read(op.slope + c) + part.read(op.offset + c));
+      });
     }
   }
+
+ private:
+  // The first row, where it is finite.
+  static Vector shift_of(Vector first) { return first - first == Vector{} ? first : Vector{}; }
 };
 
 template <typename S>
