@@ -39,6 +39,20 @@ inline int in_block(int64_t index, int64_t end) {
   return static_cast<int>(end - index < left ? end - index : left);
 }
 
+struct FullBlock {
+  constexpr operator int() const { return kNoiseBlock; }
+};
+
+// run(count), which the compiler knows for a full block.
+template <typename Run>
+[[gnu::always_inline]] inline void over_block(int count, Run run) {
+  if (count == kNoiseBlock) {
+    run(FullBlock{});
+  } else {
+    run(count);
+  }
+}
+
 // The sum of a block in a fixed order, sixteen lanes wide.
 inline float sum_block(const float* terms) {
   float lanes[16];
@@ -63,12 +77,14 @@ void fwd(const typename T::Storage* __restrict mu, const typename T::Storage* __
       const float* eps = noise.at(index);
       const int count = in_block(index, end);
       alignas(64) float terms[kNoiseBlock] = {};
-      for (int i = 0; i < count; ++i) {
-        const float mean = T::load(mu + index + i);
-        const float lv = clamp(T::load(logvar + index + i));
-        T::store(z + index + i, mean + exp_of(0.5f * lv) * eps[i]);
-        terms[i] = 0.5f * (mean * mean + expm1_minus_x(lv));
-      }
+      over_block(count, [&](auto size) __attribute__((always_inline)) {
+        for (int i = 0; i < size; ++i) {
+          const float mean = T::load(mu + index + i);
+          const float lv = clamp(T::load(logvar + index + i));
+          T::store(z + index + i, mean + exp_of(0.5f * lv) * eps[i]);
+          terms[i] = 0.5f * (mean * mean + expm1_minus_x(lv));
+        }
+      });
       sum += sum_block(terms);
       index += count;
     }
@@ -89,14 +105,16 @@ void bwd(const typename T::Storage* __restrict grad_z, const float* __restrict g
     for (int64_t index = row * row_size; index < end;) {
       const float* eps = noise.at(index);
       const int count = in_block(index, end);
-      for (int i = 0; i < count; ++i) {
-        const float dz = T::load(grad_z + index + i);
-        const float lv = T::load(logvar + index + i);
-        const float clamped = clamp(lv);
-        const float slope = 0.5f * (dz * eps[i] * exp_of(0.5f * clamped) + g * expm1_of(clamped));
-        T::store(grad_mu + index + i, dz + g * T::load(mu + index + i));
-        T::store(grad_logvar + index + i, lv == clamped ? slope : 0.0f);
-      }
+      over_block(count, [&](auto size) __attribute__((always_inline)) {
+        for (int i = 0; i < size; ++i) {
+          const float dz = T::load(grad_z + index + i);
+          const float lv = T::load(logvar + index + i);
+          const float clamped = clamp(lv);
+          const float slope = 0.5f * (dz * eps[i] * exp_of(0.5f * clamped) + g * expm1_of(clamped));
+          T::store(grad_mu + index + i, dz + g * T::load(mu + index + i));
+          T::store(grad_logvar + index + i, lv == clamped ? slope : 0.0f);
+        }
+      });
       index += count;
     }
   }
