@@ -18,6 +18,7 @@ from genimg.ops.convolution import (
     fake_grads,
     pair,
     why_not_cpu,
+    why_slower_cpu,
 )
 from genimg.reference.conv2d import CASES, IntOrPair
 from genimg.testing import CONVOLUTION_ERROR_FACTOR
@@ -114,11 +115,23 @@ def _why_not_cpu(
     return why_not_cpu(x, weight, Geometry(False, stride, padding, 0, groups, dilation))
 
 
+def _why_slower_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrPair,
+    padding: IntOrPair | str,
+    dilation: IntOrPair,
+    groups: int,
+) -> str | None:
+    return why_slower_cpu(x, weight, Geometry(False, stride, padding, 0, groups, dilation))
+
+
 CONV2D = Op(
     "conv2d",
     conv2d,
     reference.conv2d,
     CASES,
-    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu),),
+    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),),
     error_factor=CONVOLUTION_ERROR_FACTOR,
 )

@@ -26,6 +26,8 @@ from genimg.ops.convolution import (
     autocast,
     empty_output,
     is_autocast,
+    is_fast,
+    multiplications,
     pair,
     refuse_geometry,
 )
@@ -436,11 +438,36 @@ def _refuse_block(
     return None
 
 
+_FAST_SHARE = 0.6
+
+
+def _why_slower_cpu(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
+    """Figures: benchmarks/README.md."""
+    shape: Sequence[int] = x.shape
+    if len(shape) != 4:
+        return None
+    fast = every = 0
+    for block in blocks:
+        geometry = _geometry(block)
+        if isinstance(block.padding, str):
+            return None
+        count = multiplications(shape, block.weight, geometry)
+        fast += count if is_fast(shape, block.weight, geometry) else 0
+        every += count
+        shape = _out_shape(shape, block)
+    if fast < _FAST_SHARE * every:
+        return (
+            "most of its multiplications are in other convolutions than 4x4 of stride 2 and "
+            "padding 1, where PyTorch's are faster"
+        )
+    return None
+
+
 CONV_STACK = Op(
     "conv_stack",
     conv_stack,
     reference.conv_stack,
     CASES,
-    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu),),
+    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),),
     error_factor=CONVOLUTION_ERROR_FACTOR,
 )

@@ -18,6 +18,7 @@ from genimg.ops.convolution import (
     fake_grads,
     pair,
     why_not_cpu,
+    why_slower_cpu,
 )
 from genimg.reference.conv2d import IntOrPair
 from genimg.reference.conv_transpose2d import CASES
@@ -129,11 +130,26 @@ def _why_not_cpu(
     return why_not_cpu(x, weight, Geometry(True, stride, padding, output_padding, groups, dilation))
 
 
+def _why_slower_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrPair,
+    padding: IntOrPair,
+    output_padding: IntOrPair,
+    groups: int,
+    dilation: IntOrPair,
+) -> str | None:
+    return why_slower_cpu(
+        x, weight, Geometry(True, stride, padding, output_padding, groups, dilation)
+    )
+
+
 CONV_TRANSPOSE2D = Op(
     "conv_transpose2d",
     conv_transpose2d,
     reference.conv_transpose2d,
     CASES,
-    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu),),
+    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),),
     error_factor=CONVOLUTION_ERROR_FACTOR,
 )

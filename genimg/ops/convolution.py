@@ -165,6 +165,52 @@ def refuse_geometry(
     return None
 
 
+def is_fast(shape: Sequence[int], weight: Tensor, geometry: Geometry) -> bool:
+    """Whether the CPU kernels have a form of fewer multiplications or passes than PyTorch's."""
+    g = geometry
+    if not isinstance(weight, Tensor) or weight.dim() != 4 or len(shape) != 4:
+        return False
+    if tuple(weight.shape[2:]) != (4, 4) or g.groups != 1 or pair(g.dilation) != (1, 1):
+        return False
+    if g.transposed and tuple(shape[2:]) == (1, 1):
+        return True
+    if pair(g.stride) != (2, 2) or isinstance(g.padding, str) or pair(g.padding) != (1, 1):
+        return False
+    if g.transposed:
+        return pair(g.output_padding) == (0, 0)
+    return shape[2] % 2 == 0 and shape[3] % 2 == 0
+
+
+def multiplications(shape: Sequence[int], weight: Tensor, geometry: Geometry) -> int:
+    """Of the convolution as it is defined, padding included."""
+    sizes = tuple(shape[2:]) if geometry.transposed else geometry.out_size(shape, weight)
+    return int(shape[0] * sizes[0] * sizes[1] * weight.numel())
+
+
+_WORTH = 700_000_000  # multiplications from which on a lone convolution was measured to win
+_CHANNELS = 32  # and channels
+_WORTH_A_CALL = 10_000_000  # and one of a pixel, or to few channels
+_LARGE_WEIGHT = 2**18
+FEW_CHANNELS = 8
+"""Up to which the CPU kernels have a form for few channels on the large side."""
+
+
+def why_slower_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
+    """Why PyTorch's convolution is faster. Figures: benchmarks/README.md."""
+    if not is_fast(x.shape, weight, geometry):
+        return "only 4x4 kernels of stride 2 and padding 1 were measured faster than PyTorch's"
+    count = multiplications(x.shape, weight, geometry)
+    if geometry.transposed and (x.shape[2] == x.shape[3] == 1 or weight.shape[1] <= FEW_CHANNELS):
+        if count >= _WORTH_A_CALL or weight.numel() >= _LARGE_WEIGHT:
+            return None
+        return f"below {_WORTH_A_CALL // 1_000_000} million multiplications the call costs more"
+    if min(weight.shape[:2]) < _CHANNELS:
+        return f"with fewer than {_CHANNELS} channels PyTorch's is faster"
+    if count < _WORTH:
+        return f"below {_WORTH // 1_000_000} million multiplications PyTorch's is faster"
+    return None
+
+
 def empty_output(x: Tensor, weight: Tensor, shape: tuple[Any, ...]) -> Tensor:
     """A fake output, in the memory format that the kernels give it."""
     return x.new_empty(shape).contiguous(memory_format=_format(x, weight))
