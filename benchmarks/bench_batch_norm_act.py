@@ -4,5 +4,5 @@ from harness import parametrize, time_provider
 
 
 @parametrize("batch_norm_act")
-def bench_batch_norm_act(benchmark, op, case, provider, backward):
-    time_provider(benchmark, op, case, provider, backward)
+def bench_batch_norm_act(benchmark, op, case, provider, mode):
+    time_provider(benchmark, op, case, provider, mode)

@@ -4,5 +4,5 @@ from harness import parametrize, time_provider
 
 
 @parametrize("conv_transpose2d")
-def bench_conv_transpose2d(benchmark, op, case, provider, backward):
-    time_provider(benchmark, op, case, provider, backward)
+def bench_conv_transpose2d(benchmark, op, case, provider, mode):
+    time_provider(benchmark, op, case, provider, mode)

@@ -4,5 +4,5 @@ from harness import parametrize, time_provider
 
 
 @parametrize("leaky_relu")
-def bench_leaky_relu(benchmark, op, case, provider, backward):
-    time_provider(benchmark, op, case, provider, backward)
+def bench_leaky_relu(benchmark, op, case, provider, mode):
+    time_provider(benchmark, op, case, provider, mode)

@@ -4,5 +4,5 @@ from harness import parametrize, time_provider
 
 
 @parametrize("reparam_kl")
-def bench_reparam_kl(benchmark, op, case, provider, backward):
-    time_provider(benchmark, op, case, provider, backward)
+def bench_reparam_kl(benchmark, op, case, provider, mode):
+    time_provider(benchmark, op, case, provider, mode)

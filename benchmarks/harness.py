@@ -3,54 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from layers import FLOP, LAYERS
 
 from genimg.backends import OPS, BackendError, Op
 from genimg.bench import PROVIDERS, make_step, synchronize
 from genimg.check import devices, taken, worst
-from genimg.testing import Case, compare
+from genimg.testing import Case, Error, compare
 
 DEVICE = devices()[0]
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-PASSES = {"forward": False, "forward_backward": True}
+GENIMG = ("genimg", "genimg_channels_last")
+LONE = ("genimg", "genimg_channels_last", "eager", "eager_channels_last")
+"""Of a lone convolution's gradients: torch.compile calls the same kernels for them."""
 
 
 def parametrize(op: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Every case worth timing x pass x provider, a kernel by its backend's name included."""
     entry = OPS[op]
     rows = [
-        pytest.param(entry, case, provider, backward, id=f"{case.name}-{name}-{provider}")
-        for case in entry.cases
-        if case.speed
-        for name, backward in PASSES.items()
-        for provider in (*PROVIDERS, *entry.by_backend)
+        pytest.param(entry, case, provider, mode, id=f"{case.name}-{mode}-{provider}")
+        for case, modes in _cases(entry)
+        for mode in modes
+        for provider in _providers(entry, mode)
     ]
-    return pytest.mark.parametrize(("op", "case", "provider", "backward"), rows)
+    return pytest.mark.parametrize(("op", "case", "provider", "mode"), rows)
 
 
-def time_provider(benchmark: Any, op: Op, case: Case, provider: str, backward: bool) -> None:
+def _cases(op: Op) -> list[tuple[Case, tuple[str, ...]]]:
+    rows = [(case, ("forward", "forward_backward")) for case in op.cases if case.speed]
+    for case in LAYERS.get(op.name, ()):
+        lone = op.name != "conv_stack"
+        modes = ("forward", "x_gradient", "weight_gradient") if lone else rows[0][1]
+        rows.append((case, modes))
+    return rows
+
+
+def _providers(op: Op, mode: str) -> tuple[str, ...]:
+    if mode.endswith("_gradient"):
+        return LONE
+    convolves = op.name.startswith("conv")
+    extra = GENIMG[1:] if convolves or op.name == "batch_norm_act" else ()
+    return (*PROVIDERS, *extra, *(() if convolves else op.by_backend))
+
+
+@cache
+def check(op: Op, case: Case, backend: str) -> Error:
+    """The worst error of a case; a wrong result has no speed."""
+    return worst(compare(case, op.function, op.reference, backend, DTYPE, DEVICE, op.error_factor))
+
+
+def time_provider(benchmark: Any, op: Op, case: Case, provider: str, mode: str) -> None:
     """Time one provider of one case; genimg's must be right first."""
-    name = "forward_backward" if backward else "forward"
-    benchmark.group = f"{op.name} {case.name} {name}"
-    backend = provider
-    if provider == "genimg":
-        backend = taken(op, case, DTYPE, DEVICE)
+    benchmark.group = f"{op.name} {case.name} {mode}"
+    backend = taken(op, case, DTYPE, DEVICE) if provider in GENIMG else provider
     if backend in ("reference", *op.by_backend):
         try:
-            error = worst(
-                compare(case, op.function, op.reference, backend, DTYPE, DEVICE, op.error_factor)
-            )
+            error = check(op, case, backend)
         except BackendError as refusal:
             pytest.skip(str(refusal))
         assert error.ok, error
         benchmark.extra_info.update(error=error.error, torch_error=error.torch_error)
+    if case.name in FLOP:
+        benchmark.extra_info.update(flop=FLOP[case.name])
+    describe(benchmark, op.name, case.name, mode, provider, backend)
+    torch._dynamo.reset()
+    time_step(benchmark, make_step(op, case, provider, DTYPE, DEVICE, mode))
+
+
+def describe(benchmark: Any, op: str, case: str, mode: str, provider: str, backend: str) -> None:
+    """What the results file says of a timing."""
     benchmark.extra_info.update(
-        op=op.name,
-        case=case.name,
-        mode=name,
+        op=op,
+        case=case,
+        mode=mode,
         provider=provider,
         backend=backend,
         dtype=str(DTYPE).removeprefix("torch."),
@@ -58,11 +88,13 @@ def time_provider(benchmark: Any, op: Op, case: Case, provider: str, backward: b
         torch=torch.__version__,
         threads=torch.get_num_threads(),
     )
-    torch._dynamo.reset()
-    run = make_step(op, case, provider, DTYPE, DEVICE, backward)
+
+
+def time_step(benchmark: Any, run: Callable[[], Any], rounds: int = 15) -> None:
+    """Median over rounds, warm and synchronised."""
 
     def timed() -> None:
         run()
         synchronize(DEVICE)
 
-    benchmark.pedantic(timed, rounds=15, warmup_rounds=3)
+    benchmark.pedantic(timed, rounds=rounds, warmup_rounds=3)

@@ -11,7 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BASELINES = ("eager", "eager_channels_last", "compile", "compile_channels_last")
+BASELINES = (
+    "eager",
+    "eager_channels_last",
+    "compile",
+    "compile_channels_last",
+    "compile_freezing",
+)
+GENIMG = ("genimg", "genimg_channels_last")
 
 
 def load(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -37,35 +44,44 @@ def load(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return groups
 
 
-def ratios(groups: dict[str, dict[str, dict[str, Any]]]) -> dict[str, tuple[float, str]]:
-    """Group -> (best PyTorch's time / genimg's, which PyTorch that was)."""
+def fastest(rows: dict[str, dict[str, Any]], names: tuple[str, ...]) -> str | None:
+    """The one of these providers with the smallest time."""
+    present = [name for name in names if name in rows]
+    return min(present, key=lambda name: rows[name]["ms"]) if present else None
+
+
+def ratios(groups: dict[str, dict[str, dict[str, Any]]]) -> dict[str, tuple[float, str, str]]:
+    """Group -> (best PyTorch's time / best genimg's, which PyTorch, which genimg)."""
     found = {}
     for group, rows in groups.items():
-        baselines = {name: rows[name]["ms"] for name in BASELINES if name in rows}
-        if "genimg" in rows and baselines:
-            best = min(baselines, key=lambda name: baselines[name])
-            found[group] = (baselines[best] / rows["genimg"]["ms"], best)
+        best, own = fastest(rows, BASELINES), fastest(rows, GENIMG)
+        if best is not None and own is not None:
+            found[group] = (rows[best]["ms"] / rows[own]["ms"], best, own)
     return found
 
 
+def _rate(row: dict[str, Any]) -> str:
+    """GFLOP/s of the direct convolution, where its FLOP are known."""
+    return f"{row['flop'] / row['ms'] / 1e6:.0f}" if "flop" in row else ""
+
+
 def table(groups: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Markdown: medians in milliseconds, and the ratio to the best of PyTorch's modes."""
-    kernels = sorted({name for rows in groups.values() for name in rows} - {"genimg", *BASELINES})
-    columns = [*BASELINES, *kernels]
+    """Markdown: medians in milliseconds, and the ratio of the best of both."""
+    present = {name for rows in groups.values() for name in rows}
+    baselines = [name for name in BASELINES if name in present]
+    kernels = sorted(present - {*GENIMG, *BASELINES})
+    columns = [*(name for name in GENIMG if name in present), *baselines, *kernels]
     lines = [
-        f"| op, case, pass | taken | genimg ms | {' | '.join(columns)} | best PyTorch / genimg |",
+        f"| op, case, pass | taken | {' | '.join(columns)} | GFLOP/s | best PyTorch / genimg |",
         "|---|---|" + "---:|" * (len(columns) + 2),
     ]
     best = ratios(groups)
     for group, rows in groups.items():
         cells = [f"{rows[name]['ms']:.3f}" if name in rows else "" for name in columns]
-        own = rows.get("genimg")
+        own = rows[best[group][2]] if group in best else next(iter(rows.values()))
         ratio = f"{best[group][0]:.2f} ({best[group][1]})" if group in best else ""
         lines.append(
-            f"| {group} | {own['backend'] if own else ''} | {own['ms']:.3f} | "
-            f"{' | '.join(cells)} | {ratio} |"
-            if own
-            else f"| {group} | | | {' | '.join(cells)} | |"
+            f"| {group} | {own['backend']} | {' | '.join(cells)} | {_rate(own)} | {ratio} |"
         )
     return "\n".join(lines)
 

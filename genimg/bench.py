@@ -102,14 +102,20 @@ def make_step(
     provider: str,
     dtype: torch.dtype,
     device: str,
-    backward: bool = True,
+    mode: str = "forward_backward",
 ) -> Callable[[], Any]:
-    """The closure to time for a provider: one of :data:`PROVIDERS` or a backend's name."""
+    """The closure to time.
+
+    Args:
+        op, case, dtype, device: what is run.
+        provider: one of :data:`PROVIDERS`, ``genimg_channels_last``, or a backend's name.
+        mode: ``forward``, ``forward_backward``, or ``<input>_gradient`` for that gradient alone.
+    """
     tensors = prepare(case, dtype, device)
     eager = eager_function(op)
     if provider.endswith("channels_last"):
         tensors = _to_channels_last(tensors)
-    if provider == "genimg":
+    if provider.startswith("genimg"):
         function = op.function
     elif provider.startswith("eager"):
         function = eager
@@ -117,7 +123,20 @@ def make_step(
         function = torch.compile(eager)
     else:
         function = partial(op.function, backend=provider)
-    return step(case, function, tensors, backward)
+    if mode.endswith("_gradient"):
+        return gradient_step(case, function, tensors, mode.removesuffix("_gradient"))
+    return step(case, function, tensors, mode == "forward_backward")
+
+
+def gradient_step(
+    case: Case, function: Callable[..., Any], tensors: Tensors, name: str
+) -> Callable[[], Any]:
+    """A closure that takes the gradient of one input, of a forward that ran before."""
+    leaves = {key: x.detach() for key, x in tensors.items()}
+    leaves[name].requires_grad_()
+    y = case.call(function, leaves)
+    grad = torch.rand_like(y)
+    return lambda: torch.autograd.grad(y, leaves[name], grad, retain_graph=True)
 
 
 def synchronize(device: str) -> None:
@@ -172,7 +191,10 @@ def measure(
             f"{error.allowed:.1e} is allowed. {error.note}"
         )
     steps = {
-        provider: make_step(op, case, provider, dtype, device, backward) for provider in providers
+        provider: make_step(
+            op, case, provider, dtype, device, "forward_backward" if backward else "forward"
+        )
+        for provider in providers
     }
     milliseconds = interleaved_medians(steps, device, seconds)
     return Timing(op.name, case.name, backend, milliseconds, error)

@@ -199,7 +199,7 @@ def test_every_file_of_ops_is_an_op():
     tests = {stem.removeprefix("test_") for stem in stems("tests/ops", "test_*.py")}
     assert tests - {"contract"} == set(OPS)
     benchmarks = {stem.removeprefix("bench_") for stem in stems("benchmarks", "bench_*.py")}
-    assert benchmarks == set(OPS)
+    assert benchmarks - {"models"} == set(OPS)
 
 
 def test_coverage_table_is_the_registry():
