@@ -101,7 +101,7 @@ struct Backward {
       grad = ReadImage::plain(found.x);
     } else {
       const at::Tensor dz = block.activation_backward(grads, outputs);
-      if (block.bias) biases[b] = dz.sum({0, 2, 3}, false, at::kFloat);
+      if (block.bias) biases[b] = dz.sum({0, 2, 3}, false, at::kDouble).to(at::kFloat);
       grad = ReadImage::plain(dz);
     }
   }
