@@ -19,8 +19,12 @@ from genimg.backends import (
 )
 from genimg.reference.batch_norm_act import CASES
 
-# Elements from which on the kernel was measured to win, forward and backward, on 2 cores.
-_WORTH_A_CALL = 2**19
+# From here on the kernel was measured to win, forward and backward, on 2 cores: elements of a tensor
+# in channels_last memory and of another, channels of the first and values a plane of the second.
+_WORTH_IN_PIXELS = 2**18
+_WORTH_IN_PLANES = 2**20
+_CHANNELS = 16
+_PLANE = 64
 
 
 def batch_norm_act(
@@ -238,13 +242,14 @@ def _why_not_cpu(
 
 def _why_slower_cpu(x: Tensor, *_: Any) -> str | None:
     """Figures: benchmarks/README.md."""
-    if x.dim() == 2 or (x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1):
-        return (
-            "in channels_last memory PyTorch's kernels are faster (measured: this one has 0.6x of "
-            "their speed at 64x128x16x16)"
-        )
-    if x.numel() < _WORTH_A_CALL:
-        return f"below {_WORTH_A_CALL:,} elements the call costs more than the fusion saves"
+    pixels = x.dim() == 2 or (x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1)
+    worth = _WORTH_IN_PIXELS if pixels else _WORTH_IN_PLANES
+    if x.numel() < worth:
+        return f"below {worth:,} elements the call costs more than the fusion saves"
+    if pixels and x.shape[1] < _CHANNELS:
+        return f"in channels_last memory, with fewer than {_CHANNELS} channels, PyTorch's is faster"
+    if not pixels and x.numel() < _PLANE * x.shape[0] * x.shape[1]:
+        return f"for planes of fewer than {_PLANE} values PyTorch's is faster"
     return None
 
 

@@ -272,12 +272,14 @@ def test_auto_takes_the_kernel_where_it_wins():
     def taken(x):
         return genimg.explain("batch_norm_act", x, None, None, training=True)
 
-    large = torch.randn(32, 16, 32, 32)
-    assert taken(large).taken == "cpu"
+    large = torch.randn(64, 16, 32, 32)
+    for x in (large, place(large, "channels_last"), torch.randn(4096, 64)):
+        assert taken(x).taken == "cpu"
     for slower, reason in (
-        (place(large, "channels_last"), "channels_last memory"),
-        (torch.randn(4096, 64), "channels_last memory"),
-        (large[:1], "below 524,288 elements"),
+        (large[:32], "below 1,048,576 elements"),
+        (place(large[:8], "channels_last"), "below 262,144 elements"),
+        (place(large.view(256, 4, 32, 32), "channels_last"), "fewer than 16 channels"),
+        (large.view(64, 1024, 4, 4), "planes of fewer than 64 values"),
     ):
         table = taken(slower)
         assert table.taken == "reference"

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from contract import FLOATS, assert_case, small_cases
 
 import genimg
+from genimg import _native
+from genimg.ops.convolution import Geometry, why_slower_cpu
 
 conv_transpose2d = genimg.ops.conv_transpose2d
 
@@ -64,3 +66,23 @@ def test_autocast():
         y = conv_transpose2d(x, weight, bias, 2, 1)
     assert torch.equal(y, conv_transpose2d(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), 2, 1))
     assert y.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
+@pytest.mark.parametrize(
+    ("x", "weight", "options", "reason"),
+    [
+        ((64, 256, 8, 8), (256, 128, 4, 4), (2, 1), None),
+        ((64, 64, 32, 32), (64, 3, 4, 4), (2, 1), None),
+        ((1, 100, 1, 1), (100, 512, 4, 4), (1, 0), None),
+        ((64, 128, 8, 8), (128, 64, 3, 3), (2, 1, 1), "only 4x4 kernels"),
+        ((4, 256, 8, 8), (256, 128, 4, 4), (2, 1), "below 700 million multiplications"),
+        ((64, 16, 64, 64), (16, 16, 4, 4), (2, 1), "fewer than 32 channels"),
+        ((2, 7, 5, 3), (7, 3, 4, 4), (2, 1), "the call costs more"),
+    ],
+)
+def test_auto_takes_the_kernel_where_it_wins(x, weight, options, reason):
+    x, weight = torch.empty(x, device="meta"), torch.empty(weight, device="meta")
+    geometry = Geometry(True, *options[:2], options[2] if len(options) > 2 else 0, 1, 1)
+    why = why_slower_cpu(x, weight, geometry)
+    assert why is None if reason is None else reason in why
