@@ -20,7 +20,8 @@ from genimg.backends import (
 from genimg.reference.batch_norm_act import CASES
 
 # From here on the kernel was measured to win, forward and backward, on 2 cores: elements of a
-# tensor in channels_last memory and of another, channels of the first, values a plane of the second.
+# tensor in channels_last memory and of another, channels of the first, values a plane of the
+# second.
 _WORTH_IN_PIXELS = 2**18
 _WORTH_IN_PLANES = 2**20
 _CHANNELS = 16
