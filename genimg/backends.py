@@ -234,6 +234,11 @@ def _runs(node: Any) -> bool:
         return True
 
 
+def is_below(size: int, limit: int) -> bool:
+    """Whether a call is too small for a kernel; an exported graph is for every size."""
+    return not torch.compiler.is_exporting() and size < limit
+
+
 def refuse_dtype(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
     """Refuse a dtype that the kernel is not written for."""
     if x.dtype in dtypes:

@@ -13,6 +13,7 @@ from genimg.backends import (
     Impl,
     Op,
     choose,
+    is_below,
     recompute_grads,
     refuse_dtype,
     refuse_transforms,
@@ -245,7 +246,7 @@ def _why_slower_cpu(x: Tensor, *_: Any) -> str | None:
     """Figures: benchmarks/README.md."""
     pixels = x.dim() == 2 or (x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1)
     worth = _WORTH_IN_PIXELS if pixels else _WORTH_IN_PLANES
-    if x.numel() < worth:
+    if is_below(x.numel(), worth):
         return f"below {worth:,} elements the call costs more than the fusion saves"
     if pixels and x.shape[1] < _CHANNELS:
         return f"in channels_last memory, with fewer than {_CHANNELS} channels, PyTorch's is faster"

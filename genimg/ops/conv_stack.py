@@ -443,9 +443,9 @@ _FAST_SHARE = 0.6
 
 def _why_slower_cpu(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
     """Figures: benchmarks/README.md."""
-    shape: Sequence[int] = x.shape
-    if len(shape) != 4:
+    if x.dim() != 4:
         return None
+    shape: Sequence[int] = (1, *x.shape[1:])  # the share is the same for every batch
     fast = every = 0
     for block in blocks:
         geometry = _geometry(block)

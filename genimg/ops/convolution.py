@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from genimg import _native
-from genimg.backends import OPS, asked_for, recompute_grads, refuse_dtype, refuse_transforms
+from genimg.backends import (
+    OPS,
+    asked_for,
+    is_below,
+    recompute_grads,
+    refuse_dtype,
+    refuse_transforms,
+)
 from genimg.reference.conv2d import IntOrPair
 
 MAX_KERNEL = 16
@@ -184,7 +191,7 @@ def is_fast(shape: Sequence[int], weight: Tensor, geometry: Geometry) -> bool:
 def multiplications(shape: Sequence[int], weight: Tensor, geometry: Geometry) -> int:
     """Of the convolution as it is defined, padding included."""
     sizes = tuple(shape[2:]) if geometry.transposed else geometry.out_size(shape, weight)
-    return int(shape[0] * sizes[0] * sizes[1] * weight.numel())
+    return shape[0] * sizes[0] * sizes[1] * weight.numel()
 
 
 _WORTH = 700_000_000  # multiplications from which on a lone convolution was measured to win
@@ -201,12 +208,12 @@ def why_slower_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
         return "only 4x4 kernels of stride 2 and padding 1 were measured faster than PyTorch's"
     count = multiplications(x.shape, weight, geometry)
     if geometry.transposed and (x.shape[2] == x.shape[3] == 1 or weight.shape[1] <= FEW_CHANNELS):
-        if count >= _WORTH_A_CALL or weight.numel() >= _LARGE_WEIGHT:
+        if weight.numel() >= _LARGE_WEIGHT or not is_below(count, _WORTH_A_CALL):
             return None
         return f"below {_WORTH_A_CALL // 1_000_000} million multiplications the call costs more"
     if min(weight.shape[:2]) < _CHANNELS:
         return f"with fewer than {_CHANNELS} channels PyTorch's is faster"
-    if count < _WORTH:
+    if is_below(count, _WORTH):
         return f"below {_WORTH // 1_000_000} million multiplications PyTorch's is faster"
     return None
 

@@ -64,6 +64,25 @@ def test_export(op, backend):
     assert_exports(op, case_of(op, TYPICAL[op]))
 
 
+@pytest.mark.parametrize("op", ["batch_norm_act", "conv2d", "conv_transpose2d", "leaky_relu"])
+def test_export_with_any_batch(op, backend):
+    """Auto's limits of size must not tie the graph to the batch that it was exported with."""
+    weight = torch.randn(32, 32, 4, 4)
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            if op.startswith("conv"):
+                return OPS[op].function(x, weight, None, 2, 1)
+            if op == "leaky_relu":
+                return OPS[op].function(x, 0.2)
+            return OPS[op].function(x, torch.zeros(32), torch.ones(32))
+
+    batch = {"x": {0: torch.export.Dim("n", min=2)}}
+    exported = torch.export.export(Layer(), (torch.randn(3, 32, 8, 8),), dynamic_shapes=batch)
+    x = torch.randn(70, 32, 8, 8)
+    torch.testing.assert_close(exported.module()(x), Layer()(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("op", TYPICAL)
 def test_reads_its_inputs_only(op, backend):
     case = case_of(op, TYPICAL[op])
