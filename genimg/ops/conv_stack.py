@@ -20,7 +20,10 @@ from genimg.backends import (
     refuse_dtype,
     refuse_transforms,
 )
+from genimg.ops.batch_norm_act import batch_norm_act
 from genimg.ops.checks import check_channels, check_together
+from genimg.ops.conv2d import conv2d
+from genimg.ops.conv_transpose2d import conv_transpose2d
 from genimg.ops.convolution import (
     Geometry,
     autocast,
@@ -31,7 +34,15 @@ from genimg.ops.convolution import (
     pair,
     refuse_geometry,
 )
-from genimg.reference.conv_stack import CASES, Activation, BatchNorm, ConvBlock, Direction
+from genimg.reference.conv_stack import (
+    CASES,
+    Activation,
+    BatchNorm,
+    ConvBlock,
+    Direction,
+    Layers,
+    layer_by_layer,
+)
 from genimg.testing import CONVOLUTION_ERROR_FACTOR
 
 __all__ = ["Activation", "BatchNorm", "ConvBlock", "Direction", "conv_stack"]
@@ -50,7 +61,7 @@ def conv_stack(
 
     The op behind generators, discriminators, encoders and decoders: as one op, an inner activation
     need never exist in memory, since the next contraction can apply norm and activation as it
-    loads.
+    loads. Where no kernel serves a stack as one, its ops are chosen one by one.
 
     Args:
         x: ``[N, C, H, W]``, any strides, any floating dtype.
@@ -88,6 +99,9 @@ def conv_stack(
     (x,) = autocast(x)  # type: ignore[assignment]
     name = choose(CONV_STACK, backend, x, blocks, training)
     if name == REFERENCE:
+        if backend in (None, "auto"):
+            layers = Layers(conv2d, conv_transpose2d, batch_norm_act)
+            return layer_by_layer(x, blocks, training, layers)
         return reference.conv_stack(x, blocks, training=training)
     parameters, layout = _flatten(blocks)
     keep = torch.is_grad_enabled() and any(

@@ -207,7 +207,11 @@ def why_slower_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     if not is_fast(x.shape, weight, geometry):
         return "only 4x4 kernels of stride 2 and padding 1 were measured faster than PyTorch's"
     count = multiplications(x.shape, weight, geometry)
-    if geometry.transposed and (x.shape[2] == x.shape[3] == 1 or weight.shape[1] <= FEW_CHANNELS):
+    one_pixel = x.shape[2] == x.shape[3] == 1
+    if geometry.transposed and (one_pixel or weight.shape[1] <= FEW_CHANNELS):
+        trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+        if trains and not one_pixel and x.stride(1) != 1:
+            return "in contiguous memory the copies for its backward cost more than it gains"
         if weight.numel() >= _LARGE_WEIGHT or not is_below(count, _WORTH_A_CALL):
             return None
         return f"below {_WORTH_A_CALL // 1_000_000} million multiplications the call costs more"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,9 +68,17 @@ class ConvBlock:
     negative_slope: float = 0.01
 
 
-def _contract(x: Tensor, block: ConvBlock) -> Tensor:
+class Layers(NamedTuple):
+    """The ops that a stack is made of."""
+
+    conv2d: Callable[..., Tensor]
+    conv_transpose2d: Callable[..., Tensor]
+    batch_norm_act: Callable[..., Tensor]
+
+
+def _contract(x: Tensor, block: ConvBlock, layers: Layers) -> Tensor:
     if block.direction is Direction.DOWN:
-        return conv2d(
+        return layers.conv2d(
             x,
             block.weight,
             block.bias,
@@ -79,7 +87,7 @@ def _contract(x: Tensor, block: ConvBlock) -> Tensor:
             block.dilation,
             block.groups,
         )
-    return conv_transpose2d(
+    return layers.conv_transpose2d(
         x,
         block.weight,
         block.bias,
@@ -105,14 +113,21 @@ def _activate(y: Tensor, block: ConvBlock) -> Tensor:
 
 def conv_stack(x: Tensor, blocks: Sequence[ConvBlock], *, training: bool) -> Tensor:
     """Each block's ``activation(norm(convolution(x)))``, one after the other."""
+    return layer_by_layer(x, blocks, training, Layers(conv2d, conv_transpose2d, batch_norm_act))
+
+
+def layer_by_layer(
+    x: Tensor, blocks: Sequence[ConvBlock], training: bool, layers: Layers
+) -> Tensor:
+    """A stack as single ops, whosever they are."""
     for block in blocks:
-        x = _contract(x, block)
+        x = _contract(x, block, layers)
         norm = block.norm
         if norm is None:
             x = _activate(x, block)
             continue
         leaky = block.activation is Activation.LEAKY_RELU
-        x = batch_norm_act(
+        x = layers.batch_norm_act(
             x,
             norm.running_mean,
             norm.running_var,

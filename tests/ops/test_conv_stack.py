@@ -232,3 +232,22 @@ def test_raw_ops_refuse_what_does_not_fit():
     ):
         with pytest.raises(RuntimeError, match=message):
             fwd(*args, False, False)
+
+
+@native
+def test_a_stack_that_no_kernel_serves_still_has_its_fused_norms():
+    """3x3 convolutions are PyTorch's, the batch norm and its activation behind them are not."""
+    x = torch.randn(64, 16, 32, 32, requires_grad=True)
+    weight = torch.randn(16, 16, 3, 3, requires_grad=True)
+    norm = BatchNorm(torch.zeros(16), torch.ones(16))
+    block = ConvBlock(
+        Direction.DOWN, weight, padding=1, norm=norm, activation=Activation.LEAKY_RELU
+    )
+    assert genimg.explain("conv_stack", x, [block], training=True).taken == "reference"
+    with torch.profiler.profile() as profile:
+        y = conv_stack(x, [block], training=True)
+    names = {event.name for event in profile.events()}
+    assert {"genimg::batch_norm_act_fwd", "aten::convolution"} <= names
+    before = norm.running_mean.clone()
+    assert_near([y], [conv_stack(x, [block], training=True, backend="reference")])
+    assert not torch.equal(before, norm.running_mean)

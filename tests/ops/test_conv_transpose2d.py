@@ -86,3 +86,13 @@ def test_auto_takes_the_kernel_where_it_wins(x, weight, options, reason):
     geometry = Geometry(True, *options[:2], options[2] if len(options) > 2 else 0, 1, 1)
     why = why_slower_cpu(x, weight, geometry)
     assert why is None if reason is None else reason in why
+
+
+@pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
+def test_auto_trains_a_lone_last_layer_in_channels_last_only():
+    x, weight = torch.randn(64, 64, 32, 32), torch.randn(64, 3, 4, 4, requires_grad=True)
+    pixels = x.contiguous(memory_format=torch.channels_last)
+    taken = [genimg.explain("conv_transpose2d", t, weight, None, 2, 1).taken for t in (x, pixels)]
+    assert taken == ["reference", "cpu"]
+    with torch.no_grad():
+        assert genimg.explain("conv_transpose2d", x, weight, None, 2, 1).taken == "cpu"
