@@ -22,9 +22,10 @@ from genimg.reference.batch_norm_act import CASES
 
 # From here on the kernel was measured to win, forward and backward, on 2 cores: elements of a
 # tensor in channels_last memory and of another, channels of the first, values a plane of the
-# second.
+# second. In bfloat16 PyTorch's own is faster in planes.
 _WORTH_IN_PIXELS = 2**18
 _WORTH_IN_PLANES = 2**20
+_WORTH_IN_PLANES_BFLOAT16 = 2**22
 _CHANNELS = 16
 _PLANE = 64
 
@@ -245,7 +246,8 @@ def _why_not_cpu(
 def _why_slower_cpu(x: Tensor, *_: Any) -> str | None:
     """Figures: benchmarks/README.md."""
     pixels = x.dim() == 2 or (x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1)
-    worth = _WORTH_IN_PIXELS if pixels else _WORTH_IN_PLANES
+    in_planes = _WORTH_IN_PLANES_BFLOAT16 if x.dtype == torch.bfloat16 else _WORTH_IN_PLANES
+    worth = _WORTH_IN_PIXELS if pixels else in_planes
     if is_below(x.numel(), worth):
         return f"below {worth:,} elements the call costs more than the fusion saves"
     if pixels and x.shape[1] < _CHANNELS:

@@ -33,6 +33,7 @@ from genimg.ops.convolution import (
     multiplications,
     pair,
     refuse_geometry,
+    why_slower_bfloat16,
 )
 from genimg.reference.conv_stack import (
     CASES,
@@ -474,7 +475,7 @@ def _why_slower_cpu(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> s
             "most of its multiplications are in other convolutions than 4x4 of stride 2 and "
             "padding 1, where PyTorch's are faster"
         )
-    return None
+    return why_slower_bfloat16(x.dtype)
 
 
 CONV_STACK = Op(

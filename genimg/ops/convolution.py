@@ -198,8 +198,19 @@ _WORTH = 700_000_000  # multiplications from which on a lone convolution was mea
 _CHANNELS = 32  # and channels
 _WORTH_A_CALL = 10_000_000  # and one of a pixel, or to few channels
 _LARGE_WEIGHT = 2**18
+_BF16_DOT_PRODUCTS = any(
+    getattr(torch.cpu, name, bool)()
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+)
 FEW_CHANNELS = 8
 """Up to which the CPU kernels have a form for few channels on the large side."""
+
+
+def why_slower_bfloat16(dtype: torch.dtype) -> str | None:
+    """Why PyTorch's convolutions of bfloat16 are faster on this CPU."""
+    if dtype == torch.bfloat16 and _BF16_DOT_PRODUCTS:
+        return "in bfloat16 PyTorch's use this CPU's dot products, and are faster"
+    return None
 
 
 def why_slower_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
@@ -208,8 +219,11 @@ def why_slower_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
         return "only 4x4 kernels of stride 2 and padding 1 were measured faster than PyTorch's"
     count = multiplications(x.shape, weight, geometry)
     one_pixel = x.shape[2] == x.shape[3] == 1
-    if geometry.transposed and (one_pixel or weight.shape[1] <= FEW_CHANNELS):
-        trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    few = geometry.transposed and weight.shape[1] <= FEW_CHANNELS
+    trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if (trains or not few) and (reason := why_slower_bfloat16(x.dtype)):
+        return reason
+    if few or (geometry.transposed and one_pixel):
         if trains and not one_pixel and x.stride(1) != 1:
             return "in contiguous memory the copies for its backward cost more than it gains"
         if weight.numel() >= _LARGE_WEIGHT or not is_below(count, _WORTH_A_CALL):

@@ -277,6 +277,7 @@ def test_auto_takes_the_kernel_where_it_wins():
         assert taken(x).taken == "cpu"
     for slower, reason in (
         (large[:32], "below 1,048,576 elements"),
+        (large.bfloat16(), "below 4,194,304 elements"),
         (place(large[:8], "channels_last"), "below 262,144 elements"),
         (place(large.view(256, 4, 32, 32), "channels_last"), "fewer than 16 channels"),
         (large.view(64, 1024, 4, 4), "planes of fewer than 64 values"),

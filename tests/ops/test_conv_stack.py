@@ -8,7 +8,7 @@ from contract import FLOATS, assert_case, case_of, small_cases
 
 import genimg
 from genimg import _native
-from genimg.ops import Activation, BatchNorm, ConvBlock, Direction
+from genimg.ops import Activation, BatchNorm, ConvBlock, Direction, convolution
 from genimg.testing import prepare
 
 conv_stack = genimg.ops.conv_stack
@@ -251,3 +251,14 @@ def test_a_stack_that_no_kernel_serves_still_has_its_fused_norms():
     before = norm.running_mean.clone()
     assert_near([y], [conv_stack(x, [block], training=True, backend="reference")])
     assert not torch.equal(before, norm.running_mean)
+
+
+@pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
+@pytest.mark.parametrize("has", [False, True])
+def test_auto_leaves_bfloat16_to_dot_products(monkeypatch, has):
+    monkeypatch.setattr(convolution, "_BF16_DOT_PRODUCTS", has)
+    x, weight = torch.randn(2, 64, 8, 8).bfloat16(), torch.randn(64, 32, 4, 4).bfloat16()
+    block = ConvBlock(Direction.UP, weight, None, 2, 1)
+    table = genimg.explain("conv_stack", x, [block], training=True)
+    assert table.taken == ("reference" if has else "cpu")
+    assert ("dot products" in str(table)) == has

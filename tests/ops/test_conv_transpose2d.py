@@ -7,6 +7,7 @@ from contract import FLOATS, assert_case, small_cases
 
 import genimg
 from genimg import _native
+from genimg.ops import convolution
 from genimg.ops.convolution import Geometry, why_slower_cpu
 
 conv_transpose2d = genimg.ops.conv_transpose2d
@@ -96,3 +97,21 @@ def test_auto_trains_a_lone_last_layer_in_channels_last_only():
     assert taken == ["reference", "cpu"]
     with torch.no_grad():
         assert genimg.explain("conv_transpose2d", x, weight, None, 2, 1).taken == "cpu"
+
+
+@pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
+@pytest.mark.parametrize("has", [False, True])
+def test_auto_leaves_bfloat16_to_dot_products(monkeypatch, has):
+    """Where the CPU has them, PyTorch's convolutions are faster, but the last layer's forward."""
+    monkeypatch.setattr(convolution, "_BF16_DOT_PRODUCTS", has)
+
+    def taken(x, weight, needs_grad):
+        x = torch.empty(x, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        weight = torch.empty(weight, dtype=torch.bfloat16, requires_grad=needs_grad)
+        return genimg.explain("conv_transpose2d", x, weight, None, 2, 1)
+
+    hidden = taken((64, 256, 8, 8), (256, 128, 4, 4), False)
+    assert ("dot products" in str(hidden)) == has
+    assert hidden.taken == ("reference" if has else "cpu")
+    assert taken((64, 64, 32, 32), (64, 3, 4, 4), False).taken == "cpu"
+    assert taken((64, 64, 32, 32), (64, 3, 4, 4), True).taken == ("reference" if has else "cpu")
