@@ -11,9 +11,10 @@ import torch
 from layers import FLOP, LAYERS
 
 from genimg.backends import OPS, BackendError, Op
-from genimg.bench import PROVIDERS, make_step, synchronize
+from genimg.bench import PROVIDERS, make_step
 from genimg.check import devices, taken, worst
 from genimg.testing import Case, Error, compare
+from genimg.timing import synchronize
 
 DEVICE = devices()[0]
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32

@@ -9,11 +9,13 @@ from pathlib import Path
 from genimg import nn, ops, reference
 from genimg.backends import BackendError, explain, use_backend
 from genimg.nn import convert, restore
+from genimg.tuning import autotune
 
 __version__ = (Path(__file__).parent / "VERSION").read_text(encoding="utf-8").strip()
 
 __all__ = [
     "BackendError",
+    "autotune",
     "convert",
     "explain",
     "nn",

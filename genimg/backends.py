@@ -4,6 +4,7 @@ Every op keeps a table of kernels (:class:`Impl`) beside its reference. A kernel
 questions in one readable sentence each: ``why_not`` (it cannot serve this call) and ``why_slower``
 (it can, but PyTorch was measured to be at least as fast here). Auto takes the first kernel with
 neither; a backend that is named runs unless ``why_not`` speaks, and then that sentence is raised.
+``genimg.autotune`` has auto decide by measurement instead.
 The reference is plain PyTorch, never refuses, and is thereby also the vendor path (oneDNN, cuDNN).
 
 The choice is plain Python over shape, dtype, layout and device, so ``torch.compile`` traces
@@ -15,10 +16,10 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +37,25 @@ _logged: set[tuple[str, str, str]] = set()  # each refusal is told once
 # Process-wide, like torch.backends' flags: torch.compile guards on a module global, and cannot
 # guard on a ContextVar or a threading.local.
 _selected: str | None = os.environ.get("GENIMG_BACKEND") or None
+
+
+class Tuner(Protocol):
+    """Decides by measurement in place of auto's rules: ``genimg/tuning.py``."""
+
+    def taken(self, op: Op, args: Sequence[Any]) -> str | None:
+        """The fastest backend for a call, or None where the rules decide."""
+
+    def times(self, op: Op, args: Sequence[Any]) -> dict[str, float] | None:
+        """Milliseconds by backend."""
+
+
+_tuner: Tuner | None = None
+
+
+def set_tuner(tuner: Tuner | None) -> None:
+    """Let ``tuner`` decide what auto takes; None returns to the rules."""
+    global _tuner
+    _tuner = tuner
 
 
 class BackendError(RuntimeError):
@@ -122,6 +142,10 @@ def choose(op: Op, backend: str | None, *args: Any) -> str:
     if spec is None or spec == "auto":
         # What is not a tensor is PyTorch's to refuse, in PyTorch's words.
         if isinstance(args[0], Tensor):
+            if _tuner is not None and not torch.compiler.is_compiling():
+                measured = _tuner.taken(op, args)
+                if measured is not None:
+                    return measured
             device = args[0].device.type
             for impl in op.impls:
                 if device not in impl.devices:
@@ -285,6 +309,13 @@ class Explanation:
         return "\n".join(lines)
 
 
+def _measured(op: Op, backend: str | None, args: Sequence[Any]) -> dict[str, float]:
+    spec = _selected if backend is None else backend
+    if _tuner is None or spec not in (None, "auto"):
+        return {}
+    return _tuner.times(op, args) or {}
+
+
 def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """The table of backends for a call: which one serves it, and why each other one does not.
 
@@ -310,10 +341,13 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         taken = choose(entry, backend, *call)
     except BackendError:
         taken = "none"
+    times = _measured(entry, backend, call)
     rows = []
     for candidate in BACKENDS:
         reason = entry.why_not(candidate, *call)
-        if reason is None and candidate in entry.by_backend:
+        if reason is None and candidate in times:
+            reason = f"measured: {times[candidate]:.3g} ms"
+        elif reason is None and candidate in entry.by_backend:
             slower = entry.by_backend[candidate].why_slower(*call)
             reason = f"can serve; auto passes it over: {slower}" if slower else "can serve"
         elif reason is None:

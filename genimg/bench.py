@@ -7,8 +7,6 @@ interleaves the providers, so that a machine's slow spell falls on all of them, 
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +18,7 @@ from torch import Tensor
 from genimg.backends import OPS, Op
 from genimg.check import taken, worst
 from genimg.testing import Case, Error, Tensors, compare, prepare
+from genimg.timing import interleaved_medians
 
 
 def eager_function(op: Op) -> Callable[..., Any]:
@@ -137,36 +136,6 @@ def gradient_step(
     y = case.call(function, leaves)
     grad = torch.rand_like(y)
     return lambda: torch.autograd.grad(y, leaves[name], grad, retain_graph=True)
-
-
-def synchronize(device: str) -> None:
-    """Wait for the device, where it works by itself."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def interleaved_medians(
-    steps: dict[str, Callable[[], Any]], device: str, seconds: float
-) -> dict[str, float]:
-    """Median milliseconds of each step over rounds that run every step in turn.
-
-    At least five rounds, then as many as fit in ``seconds``.
-    """
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    for run in steps.values():  # warm: allocator, caches, compilation
-        run()
-        run()
-    deadline = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < 5 or time.perf_counter() < deadline:
-        for name, run in steps.items():
-            synchronize(device)
-            start = time.perf_counter()
-            run()
-            synchronize(device)
-            samples[name].append(time.perf_counter() - start)
-        rounds += 1
-    return {name: statistics.median(times) * 1e3 for name, times in samples.items()}
 
 
 def measure(

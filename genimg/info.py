@@ -22,10 +22,13 @@ import genimg
 from genimg import _native
 from genimg.backends import BACKENDS, OPS, REFERENCE
 from genimg.kernels.triton import runtime as triton_runtime
+from genimg.machine import cpu_name
 
 ENVIRONMENT = (
+    "GENIMG_AUTOTUNE",
     "GENIMG_BACKEND",
     "GENIMG_BUILD",
+    "GENIMG_CACHE",
     "GENIMG_CPU_ISA",
     "GENIMG_LOG",
     "MAX_JOBS",
@@ -71,19 +74,10 @@ def _distribution(name: str) -> str | None:
 def _system() -> Facts:
     return {
         "os": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _tools() -> dict[str, Facts]:

@@ -12,14 +12,17 @@ from torch import Tensor
 
 MINIMUM_VERSION = (3, 6)
 
+VERSION: str | None = (
+    importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None
+)
+
 
 def _find_triton() -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if VERSION is None:
         return 'Triton is not installed: pip install "genimg[triton]"'
-    found = importlib.metadata.version("triton")
-    if tuple(int(part) for part in found.split(".")[:2]) < MINIMUM_VERSION:
+    if tuple(int(part) for part in VERSION.split(".")[:2]) < MINIMUM_VERSION:
         needed = ".".join(map(str, MINIMUM_VERSION))
-        return f"Triton {found} is too old, {needed} is needed: pip install -U triton"
+        return f"Triton {VERSION} is too old, {needed} is needed: pip install -U triton"
     return None
 
 
