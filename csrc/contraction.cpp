@@ -10,6 +10,7 @@
 #include "../kernels/cpu/conv_fprop.h"
 #include "../kernels/cpu/conv_pack.h"
 #include "../kernels/cpu/conv_wgrad.h"
+#include "memory_format.h"
 #include "scratch.h"
 
 namespace genimg {
@@ -50,7 +51,7 @@ ConvPlan plan_of(const ConvGeometry& geometry, ConvDirection direction, bool pla
 }
 
 void pack(const ConvGeometry& geometry, ConvDirection direction, const ConvPlan& plan,
-          const at::Tensor& weight, float* packed, int* refused) {
+          const at::Tensor& weight, cpu::WeightOrder order, float* packed, int* refused) {
   const bool bf16 = weight.scalar_type() == at::kBFloat16;
   const void* from = weight.const_data_ptr();
   const int64_t grain =
@@ -58,12 +59,12 @@ void pack(const ConvGeometry& geometry, ConvDirection direction, const ConvPlan&
   at::parallel_for(0, plan.packing, grain, [&](int64_t begin, int64_t end) {
     if (bf16) {
       GENIMG_CPU_KERNEL(conv_pack_bf16)
-      (geometry, direction, plan.form, static_cast<const uint16_t*>(from), packed, refused, begin,
-       end);
+      (geometry, direction, plan.form, order, static_cast<const uint16_t*>(from), packed, refused,
+       begin, end);
     } else {
       GENIMG_CPU_KERNEL(conv_pack_f32)
-      (geometry, direction, plan.form, static_cast<const float*>(from), packed, refused, begin,
-       end);
+      (geometry, direction, plan.form, order, static_cast<const float*>(from), packed, refused,
+       begin, end);
     }
   });
 }
@@ -98,23 +99,36 @@ void each_unit(int64_t units, int64_t scratch_floats, Work work) {
   });
 }
 
+// Whether the kernels read a channels_last weight as it lies.
+bool reads_channels_last(const ConvGeometry& geometry, ConvDirection direction,
+                         const ConvPlan& plan, const at::Tensor& weight) {
+  return direction == ConvDirection::dgrad && plan.form != cpu::ConvForm::few &&
+         geometry.large_c % cpu::kChannelBlock == 0 &&
+         weight.is_contiguous(at::MemoryFormat::ChannelsLast) && !weight.is_contiguous();
+}
+
 }  // namespace
 
 int64_t moment_pieces(const ConvGeometry& geometry, ConvDirection direction) {
   return plan_of(geometry, direction, false).pieces;
 }
 
-bool contract(const ConvGeometry& geometry, ConvDirection direction, const at::Tensor& weight,
+bool contract(const ConvGeometry& geometry, ConvDirection direction, const at::Tensor& given_weight,
               const cpu::Prologue& prologue, const cpu::Epilogue& epilogue) {
   RECORD_FUNCTION(direction == ConvDirection::dgrad ? "genimg::conv_dgrad" : "genimg::conv_fprop",
                   c10::ArrayRef<const c10::IValue>{});
   const bool plain = epilogue.kind == cpu::Epilogue::plain && epilogue.counts == nullptr;
   const ConvPlan plan = plan_of(geometry, direction, plain);
+  const bool channels_last = reads_channels_last(geometry, direction, plan, given_weight);
+  const auto order = channels_last ? cpu::WeightOrder::channels_last : cpu::WeightOrder::taps_last;
+  const at::Tensor weight =
+      channels_last ? given_weight : in_format(given_weight, at::MemoryFormat::Contiguous);
   int refused = 0;
   const Scratch packed(plan.packed);
-  pack(geometry, direction, plan, weight, packed.data(), &refused);
-  const ConvCall call = {
-      geometry, plan.form, prologue, epilogue, packed.data(), weight.const_data_ptr(), &refused};
+  pack(geometry, direction, plan, weight, order, packed.data(), &refused);
+  const ConvCall call = {geometry, plan.form,     prologue,
+                         epilogue, packed.data(), weight.const_data_ptr(),
+                         order,    &refused};
   const bool bf16 = weight.scalar_type() == at::kBFloat16;
   each_unit(plan.units, plan.scratch, [&](float* scratch, int64_t begin, int64_t end) {
     run(call, direction, bf16, scratch, begin, end);

@@ -13,8 +13,8 @@ cpu::ConvGeometry conv_geometry(const at::Tensor& small, const at::Tensor& large
                                 at::IntArrayRef padding);
 
 // dgrad or fprop: false where the numbers were refused (see ConvCall), and the output is to be
-// thrown away. `weight` is float or bfloat16 as the images are. `pieces` is what the epilogue's
-// moments have room for.
+// thrown away. `weight`, in any memory format, is float or bfloat16 as the images are. `pieces` is
+// what the epilogue's moments have room for.
 bool contract(const cpu::ConvGeometry& geometry, cpu::ConvDirection direction,
               const at::Tensor& weight, const cpu::Prologue& prologue,
               const cpu::Epilogue& epilogue);

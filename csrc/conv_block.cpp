@@ -137,8 +137,7 @@ Written ConvBlock::forward(const ReadImage& image, bool training) const {
   const bool measures = takes_statistics(training);
   Moments moments(measures ? moment_pieces(geometry, direction) : 0, y.size(1));
   if (measures) moments.attach(&epilogue);
-  const bool served = contract(geometry, direction, in_format(weight, at::MemoryFormat::Contiguous),
-                               image.prologue(), epilogue);
+  const bool served = contract(geometry, direction, weight, image.prologue(), epilogue);
   if (!served) {
     y = conv.unfused(image.dense(), weight, bias);
     y = as_pixels(has_norm() ? y : activate(y));
@@ -222,9 +221,8 @@ at::Tensor ConvBlock::input_backward(const ReadImage& grad, const at::Tensor& li
   const cpu::ConvGeometry geometry = convolution().geometry(like, grad.x, weight);
   Epilogue epilogue = {};
   epilogue.out = grad_x.mutable_data_ptr();
-  const bool served =
-      contract(geometry, transposed ? ConvDirection::fprop : ConvDirection::dgrad,
-               in_format(weight, at::MemoryFormat::Contiguous), grad.prologue(), epilogue);
+  const bool served = contract(geometry, transposed ? ConvDirection::fprop : ConvDirection::dgrad,
+                               weight, grad.prologue(), epilogue);
   return served ? grad_x : std::get<0>(unfused_backward(grad, like, true, false));
 }
 
@@ -243,8 +241,7 @@ GatedGrad ConvBlock::gated_backward(const ReadImage& grad, const at::Tensor& y, 
   epilogue.negative_slope = static_cast<float>(slope);
   Moments moments(moment_pieces(geometry, direction), y.size(1));
   moments.attach(&epilogue);
-  if (contract(geometry, direction, in_format(weight, at::MemoryFormat::Contiguous),
-               grad.prologue(), epilogue)) {
+  if (contract(geometry, direction, weight, grad.prologue(), epilogue)) {
     return {dz, gate_sums(moments)};
   }
   const auto of_channels = [&](const at::Tensor& padded) { return per_channel(padded, y.size(1)); };

@@ -18,11 +18,11 @@ namespace genimg {
 using at::MemoryFormat;
 using cpu::ConvDirection;
 using cpu::ConvGeometry;
+using cpu::kChannelBlock;
 
 namespace {
 
 constexpr std::array<int64_t, 2> kNoDilation = {1, 1};
-constexpr int64_t kChannelBlock = 16;
 
 cpu::Prologue reading(const at::Tensor& image) {
   cpu::Prologue prologue = {};
@@ -130,7 +130,7 @@ at::Tensor Convolution::forward(const at::Tensor& x, const at::Tensor& weight,
   cpu::Epilogue epilogue = writing(y);
   if (bias) epilogue.bias = floats.const_data_ptr<float>();
   if (!contract(geometry(x, y, weight), transposed ? ConvDirection::dgrad : ConvDirection::fprop,
-                in_format(weight, at::MemoryFormat::Contiguous), reading(pixels), epilogue)) {
+                weight, reading(pixels), epilogue)) {
     y = unfused(x, weight, bias);
   }
   return in_format(y, output_format(x.suggest_memory_format(), weight));
@@ -149,9 +149,8 @@ std::tuple<at::Tensor, at::Tensor> Convolution::backward(const at::Tensor& grad_
   at::Tensor grad_x = at::empty({0}, x.options()), grad_weight = at::empty({0}, weight.options());
   if (needs_x) {
     grad_x = empty_pixels(x.sizes(), x.options());
-    served =
-        contract(g, transposed ? ConvDirection::fprop : ConvDirection::dgrad,
-                 in_format(weight, at::MemoryFormat::Contiguous), reading(grads), writing(grad_x));
+    served = contract(g, transposed ? ConvDirection::fprop : ConvDirection::dgrad, weight,
+                      reading(grads), writing(grad_x));
     grad_x = in_format(grad_x, format);
   }
   if (served && needs_weight) {

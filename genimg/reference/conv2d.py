@@ -59,6 +59,11 @@ def _call(**options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
     return call
 
 
+def _channels_last_weight(op: Callable[..., Any], t: Tensors) -> Tensor:
+    weight = t["weight"].contiguous(memory_format=torch.channels_last)
+    return op(t["x"], weight, t["bias"], 2, 1)
+
+
 _ALL = ("x", "weight", "bias")
 
 CASES = (
@@ -106,6 +111,22 @@ CASES = (
         _make((2, 3, 10, 14), (20, 3, 4, 4)),
         _call(stride=2, padding=1),
         _ALL,
+    ),
+    Case(
+        "weight_channels_last_few_pixels",
+        "a weight whose taps lie apart, read as it is",
+        _make((2, 48, 8, 8), (5, 48, 4, 4), integers),
+        _channels_last_weight,
+        _ALL,
+        exact=True,
+    ),
+    Case(
+        "weight_channels_last",
+        "the same, packed for F(3,2)",
+        _make((9, 32, 14, 10), (20, 32, 4, 4), partial(integers, limit=1)),
+        _channels_last_weight,
+        _ALL,
+        exact=True,
     ),
     Case(
         "not_finite",

@@ -30,9 +30,16 @@ enum class ConvForm {
   columns,    // dgrad of few pixels, by the weight as it is: nothing is packed
 };
 
+// Channels that kernels take at a time.
+constexpr int64_t kChannelBlock = 16;
+
 inline bool is_winograd(ConvForm form) { return form <= ConvForm::winograd3; }
 
 enum class ConvDirection { dgrad, fprop };
+
+// How the weight lies: [small_c, large_c, taps], or, for dgrad and whole blocks of large_c,
+// [small_c, taps, large_c], as it does in channels_last memory.
+enum class WeightOrder { taps_last, channels_last };
 
 // How an input is read. Arrays are per channel, with room for whole blocks of 16.
 struct Prologue {
@@ -80,6 +87,7 @@ struct ConvCall {
   Epilogue epilogue;
   const float* packed;
   const void* weight;  // as it is
+  WeightOrder order;
   // Set where an input is not finite or above 2^63: sums of neighbours would spill it into outputs
   // that it has no part in, and the result is then to be thrown away.
   int* refused;

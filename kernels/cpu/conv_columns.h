@@ -1,6 +1,6 @@
-// dgrad of few pixels: a product of the pixels with the weight as it lies, [small_c][large_c * 16],
-// whose columns are then added up where they belong. Nothing is packed: with few pixels, reading
-// the weight is the work.
+// dgrad of few pixels: a product of the pixels with the weight as it lies, [small_c][large_c * 16]
+// or [small_c][16 * large_c], whose columns are then added up where they belong. Nothing is packed:
+// with few pixels, reading the weight is the work.
 #pragma once
 
 #include "conv_store.h"
@@ -27,18 +27,24 @@ struct ColumnsUp {
 // Rows of the weight that are multiplied at once: as many as a chain of sums has.
 constexpr int64_t kColumnDepth = 32;
 
-// out += a b over `depth` rows of b, `stride` apart, for kRows rows of the blocked operand.
+// Rows of the weight, `row` apart, whose vectors are `vector` apart.
+template <typename T>
+struct Rows {
+  const T* data;
+  int64_t row, vector;
+};
+
+// out += a b over `depth` rows of b, for kRows rows of the blocked operand.
 template <int kRows, int kVectors, typename T>
-void add_columns(const float* a, int64_t a_block, const T* b, int64_t stride, int64_t depth,
-                 float* out) {
+void add_columns(const float* a, int64_t a_block, Rows<T> b, int64_t depth, float* out) {
   Vector sums[kRows][kVectors];
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVectors; ++v) sums[r][v] = Vector{};
   }
-  for (int64_t k = 0; k < depth; ++k, b += stride) {
+  for (int64_t k = 0; k < depth; ++k, b.data += b.row) {
     const float* const column = a + k / kBlock * a_block + k % kBlock;
     Vector row[kVectors];
-    for (int v = 0; v < kVectors; ++v) row[v] = load(b + v * kWidth);
+    for (int v = 0; v < kVectors; ++v) row[v] = load(b.data + v * b.vector);
     for (int r = 0; r < kRows; ++r) {
       const Vector value = broadcast(column[r * kBlock]);
       for (int v = 0; v < kVectors; ++v) sums[r][v] += value * row[v];
@@ -96,42 +102,46 @@ struct ColumnsContraction {
 
  private:
   void multiply_channels(int64_t c, int64_t count) {
+    const bool last = call.order == WeightOrder::channels_last;
     const int64_t width = count * kColumnTaps, stride = g.large_c * kColumnTaps;
     const int64_t a_block = columns.pixels * kBlock;
     for (int64_t i = 0; i < columns.pixels * kColumns; i += kWidth) store(products + i, Vector{});
-    const T* b = static_cast<const T*>(call.weight) + c * kColumnTaps;
+    const T* b = static_cast<const T*>(call.weight) + (last ? c : c * kColumnTaps);
+    // A vector of channels may be a whole block: the next one is the next tap's.
+    const int64_t next_vector = last && kWidth == kBlock ? g.large_c : kWidth;
     for (int64_t k = 0; k < g.small_c; k += kColumnDepth, b += kColumnDepth * stride) {
       const int64_t depth = smaller(kColumnDepth, g.small_c - k);
       const int64_t next = smaller(kColumnDepth, g.small_c - k - depth);
       const float* a = values + k / kBlock * a_block;
       for (int64_t column = 0; column < width; column += kPanel) {
+        const T* at = b + (last ? column / kBlock * g.large_c + column % kBlock : column);
         for (int64_t row = 0; row < next; ++row) {  // rows lie pages apart
-          const T* ahead = b + (kColumnDepth + row) * stride + column;
+          const T* ahead = at + (kColumnDepth + row) * stride;
           __builtin_prefetch(ahead, 0, 2);
-          __builtin_prefetch(ahead + kPanel / 2, 0, 2);
+          __builtin_prefetch(ahead + next_vector, 0, 2);
         }
+        const Rows<T> rows = {at, stride, next_vector};
         if (width - column > kWidth) {
-          add_rows<2>(a, a_block, b + column, stride, depth, products + column);
+          add_rows<2>(a, a_block, rows, depth, products + column);
         } else {
-          add_rows<1>(a, a_block, b + column, stride, depth, products + column);
+          add_rows<1>(a, a_block, rows, depth, products + column);
         }
       }
     }
   }
 
   template <int kVectors>
-  void add_rows(const float* a, int64_t a_block, const T* b, int64_t stride, int64_t depth,
+  void add_rows(const float* a, int64_t a_block, const Rows<T>& b, int64_t depth,
                 float* out) const {
     int64_t row = 0;
     for (; row + kTileRows <= columns.pixels; row += kTileRows) {
-      add_columns<kTileRows, kVectors>(a + row * kBlock, a_block, b, stride, depth,
-                                       out + row * kColumns);
+      add_columns<kTileRows, kVectors>(a + row * kBlock, a_block, b, depth, out + row * kColumns);
     }
     for (; row + 4 <= columns.pixels; row += 4) {
-      add_columns<4, kVectors>(a + row * kBlock, a_block, b, stride, depth, out + row * kColumns);
+      add_columns<4, kVectors>(a + row * kBlock, a_block, b, depth, out + row * kColumns);
     }
     for (; row < columns.pixels; ++row) {
-      add_columns<1, kVectors>(a + row * kBlock, a_block, b, stride, depth, out + row * kColumns);
+      add_columns<1, kVectors>(a + row * kBlock, a_block, b, depth, out + row * kColumns);
     }
   }
 
@@ -145,10 +155,7 @@ struct ColumnsContraction {
       for (int64_t v = 0; v < kBlock; v += kWidth) {
         for (int64_t tap = 0; tap < kColumnTaps; tap += kWidth) {
           Vector rows[kWidth];
-          for (int64_t i = 0; i < kWidth; ++i) {
-            rows[i] = load(products + pixel * kColumns + (v + i) * kColumnTaps + tap);
-          }
-          transpose(rows);
+          read_products(products + pixel * kColumns, v, tap, rows);
           for (int64_t i = 0; i < kWidth; ++i) {
             const int64_t at_y = y + (tap + i) / 4, at_x = x + (tap + i) % 4;
             if (at_y < 0 || at_y >= g.large_h || at_x < 0 || at_x >= g.large_w) continue;
@@ -158,6 +165,17 @@ struct ColumnsContraction {
         }
       }
     }
+  }
+
+  // Vectors of channels, for kWidth taps.
+  void read_products(const float* from, int64_t channel, int64_t tap,
+                     Vector (&rows)[kWidth]) const {
+    if (call.order == WeightOrder::channels_last) {
+      for (int64_t i = 0; i < kWidth; ++i) rows[i] = load(from + (tap + i) * kBlock + channel);
+      return;
+    }
+    for (int64_t i = 0; i < kWidth; ++i) rows[i] = load(from + (channel + i) * kColumnTaps + tap);
+    transpose(rows);
   }
 
   template <template <typename, bool> typename Store>

@@ -72,9 +72,21 @@ void combine(const Vector* taps, float* packed, int64_t matrix) {
 constexpr int64_t kFetchAhead = 4;
 constexpr int64_t kSixteen = 16;  // taps of a 4x4 kernel, for which there is a transposition
 
-// A vector's columns from the weight's [columns][taps], `stride` apart, as [taps][columns].
+// From one column, and one tap, of the weight to the next.
+struct Strides {
+  int64_t column, tap;
+};
+
+// A vector's columns from the weight's [columns][taps], as [taps][columns].
 template <typename T>
-void read_taps(const T* from, int64_t stride, int64_t taps, int64_t count, Vector* out) {
+void read_taps(const T* from, Strides strides, int64_t taps, int64_t count, Vector* out) {
+  const int64_t stride = strides.column;
+  if (stride == 1 && strides.tap > 1) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      out[tap] = count > 0 ? load(from + tap * strides.tap) : Vector{};
+    }
+    return;
+  }
   if (taps == kSixteen) {
     for (int64_t tap = 0; tap < kSixteen; tap += kWidth) {
       Vector rows[kWidth];
@@ -95,15 +107,15 @@ void read_taps(const T* from, int64_t stride, int64_t taps, int64_t count, Vecto
   }
 }
 
-// Row k of a panel's matrices, from the weight's [columns][taps] at `from`, `stride` apart.
+// Row k of a panel's matrices, from the weight's [columns][taps] at `from`.
 template <typename T>
-void pack_row(const ConvGeometry& g, ConvForm form, bool up, const T* from, int64_t stride,
+void pack_row(const ConvGeometry& g, ConvForm form, bool up, const T* from, Strides strides,
               int64_t columns, int64_t width, float* packed, int64_t matrix, float* squares) {
   const int64_t taps = g.kernel_h * g.kernel_w;
   for (int64_t v = 0; v < width; v += kWidth) {
     const int64_t count = smaller(kWidth, larger(0, columns - v));
     Vector values[kMaxKernel * kMaxKernel];
-    read_taps(from + v * stride, stride, taps, count, values);
+    read_taps(from + v * strides.column, strides, taps, count, values);
     Vector sum = {};
     for (int64_t tap = 0; tap < taps; ++tap) sum += values[tap] * values[tap];
     for (int i = 0; i < kWidth; ++i) *squares += sum[i];
@@ -138,14 +150,15 @@ void pack_few_row(const ConvGeometry& g, bool up, const T* weight, int64_t k, in
 }
 
 template <typename T>
-void pack(const ConvGeometry& g, ConvDirection direction, ConvForm form, const T* weight,
-          float* packed, int* refused, int64_t begin, int64_t end) {
+void pack(const ConvGeometry& g, ConvDirection direction, ConvForm form, WeightOrder order,
+          const T* weight, float* packed, int* refused, int64_t begin, int64_t end) {
   const Packing p = packing_of(g, direction, form);
   const bool up = direction == ConvDirection::dgrad;
   const int64_t taps = g.kernel_h * g.kernel_w;
-  // The weight is [small][large][taps]: from one row, and one column, to the next.
-  const int64_t row_stride = up ? g.large_c * taps : taps;
-  const int64_t column_stride = up ? taps : g.large_c * taps;
+  const bool channels_last = order == WeightOrder::channels_last;
+  const int64_t small_stride = g.large_c * taps, large_stride = channels_last ? 1 : taps;
+  const int64_t row_stride = up ? small_stride : large_stride;
+  const Strides strides = {up ? large_stride : small_stride, channels_last ? g.large_c : 1};
   float squares = 0;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item / p.depth, k = item % p.depth, first = panel * kPanel;
@@ -154,7 +167,7 @@ void pack(const ConvGeometry& g, ConvDirection direction, ConvForm form, const T
     if (form == ConvForm::few) {
       pack_few_row(g, up, weight, k, first, columns, width, to, &squares);
     } else {
-      pack_row(g, form, up, weight + k * row_stride + first * column_stride, column_stride, columns,
+      pack_row(g, form, up, weight + k * row_stride + first * strides.column, strides, columns,
                width, to, p.depth * width, &squares);
     }
   }
@@ -188,14 +201,15 @@ void conv_plan(const ConvGeometry& g, ConvDirection direction, bool plain, ConvP
 }
 
 void conv_pack_f32(const ConvGeometry& geometry, ConvDirection direction, ConvForm form,
-                   const float* weight, float* packed, int* refused, int64_t begin, int64_t end) {
-  pack(geometry, direction, form, weight, packed, refused, begin, end);
+                   WeightOrder order, const float* weight, float* packed, int* refused,
+                   int64_t begin, int64_t end) {
+  pack(geometry, direction, form, order, weight, packed, refused, begin, end);
 }
 
 void conv_pack_bf16(const ConvGeometry& geometry, ConvDirection direction, ConvForm form,
-                    const uint16_t* weight, float* packed, int* refused, int64_t begin,
-                    int64_t end) {
-  pack(geometry, direction, form, weight, packed, refused, begin, end);
+                    WeightOrder order, const uint16_t* weight, float* packed, int* refused,
+                    int64_t begin, int64_t end) {
+  pack(geometry, direction, form, order, weight, packed, refused, begin, end);
 }
 
 }  // namespace genimg::cpu::GENIMG_ISA
