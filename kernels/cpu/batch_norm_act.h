@@ -1,7 +1,7 @@
 // Batch norm and LeakyReLU over pieces of a tensor. Formulas: genimg/ops/batch_norm_act.py.
 //
 // A plane is `n` neighbouring elements of one channel (NCHW memory); pixels are `rows` rows of one
-// element for each of `channels` channels, `stride` elements apart (NHWC memory).
+// element for each of `channels` channels (NHWC memory), in x `stride` elements apart.
 #pragma once
 
 #include <cstdint>
