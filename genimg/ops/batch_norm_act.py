@@ -18,6 +18,7 @@ from genimg.backends import (
     refuse_dtype,
     refuse_transforms,
 )
+from genimg.kernels.triton import runtime as triton_runtime
 from genimg.reference.batch_norm_act import CASES
 
 # From here on the kernel was measured to win, forward and backward, on 2 cores: elements of a
@@ -257,6 +258,41 @@ def _why_slower_cpu(x: Tensor, *_: Any) -> str | None:
     return None
 
 
+def _why_not_triton(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    negative_slope: float,
+) -> str | None:
+    return (
+        triton_runtime.why_not(x)
+        or refuse_dtype(x, (torch.float32, torch.bfloat16, torch.float16))
+        or refuse_transforms()
+        or _refuse_parameters(x, running_mean, running_var, weight, bias)
+    )
+
+
+def _why_slower_triton(*_: Any) -> str | None:
+    return "not yet measured on a GPU, where PyTorch's kernels may be faster"
+
+
+def _triton_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from genimg.kernels.triton import batch_norm_act as kernel
+
+    return kernel.batch_norm_act_fwd(*args)
+
+
+def _triton_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from genimg.kernels.triton import batch_norm_act as kernel
+
+    return kernel.batch_norm_act_bwd(*args)
+
+
 def _refuse_parameters(x: Tensor, *parameters: Tensor | None) -> str | None:
     for parameter in parameters:
         if parameter is not None and (
@@ -272,5 +308,15 @@ BATCH_NORM_ACT = Op(
     batch_norm_act,
     reference.batch_norm_act,
     CASES,
-    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),),
+    impls=(
+        Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),
+        Impl(
+            "triton",
+            triton_runtime.DEVICES,
+            _triton_fwd,
+            _triton_bwd,
+            _why_not_triton,
+            _why_slower_triton,
+        ),
+    ),
 )

@@ -7,9 +7,20 @@ from contract import FLOATS, assert_case, case_of, second_derivatives, small_cas
 
 import genimg
 from genimg import _native
-from genimg.testing import place
+from genimg.backends import OPS
+from genimg.kernels.triton import runtime as triton_runtime
+from genimg.testing import compare, place
 
 batch_norm_act = genimg.ops.batch_norm_act
+
+needs_native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
+needs_triton = pytest.mark.skipif(
+    triton_runtime.MISSING is not None, reason=f"{triton_runtime.MISSING}"
+)
+KERNELS = [
+    pytest.param("cpu", marks=needs_native),
+    pytest.param("triton", marks=needs_triton),
+]
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -127,10 +138,7 @@ def test_gradient_at_exactly_zero_is_the_slope():
     torch.testing.assert_close(x.grad, torch.full_like(x, expected))
 
 
-needs_native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
-
-
-@needs_native
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize(
     ("shape", "layout"),
     [
@@ -142,12 +150,14 @@ needs_native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_nat
         ((4, 37, 6, 5), "channels_last"),  # blocks of 16 channels and a rest
         ((4, 1, 6, 5), "contiguous"),
         ((5, 6, 1, 1), "contiguous"),
+        ((7, 70, 1, 5), "channels_last"),  # lines of one pixel
+        ((3, 70, 5, 1), "channels_last"),
         ((4, 6, 5, 3), "sliced"),
         ((4, 6, 5, 3), "expanded"),
     ],
 )
 @pytest.mark.parametrize("training", [True, False])
-def test_kernel_on_every_layout(shape, layout, training):
+def test_kernel_on_every_layout(shape, layout, training, backend):
     """Planes and pixels, in one piece and in several, against PyTorch in float64."""
     torch.manual_seed(0)
     x = place(torch.randn(shape) * 2 + 1, layout).requires_grad_()
@@ -157,7 +167,7 @@ def test_kernel_on_every_layout(shape, layout, training):
     mean, var = torch.randn(channels), torch.rand(channels) + 0.5
     wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
     wide_mean, wide_var = mean.double(), var.double()
-    y = batch_norm_act(x, mean, var, weight, bias, training, negative_slope=0.2, backend="cpu")
+    y = batch_norm_act(x, mean, var, weight, bias, training, negative_slope=0.2, backend=backend)
     z = F.batch_norm(wide[0], wide_mean, wide_var, *wide[1:], training)
     expected = F.leaky_relu(z, 0.2)
     grad_y = torch.randn(shape)
@@ -170,8 +180,8 @@ def test_kernel_on_every_layout(shape, layout, training):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
 
 
-@needs_native
-def test_kernel_keeps_one_tensor():
+@pytest.mark.parametrize("backend", KERNELS)
+def test_kernel_keeps_one_tensor(backend):
     """x alone of its size, where PyTorch keeps x and z."""
     x = torch.randn(8, 16, 32, 32, requires_grad=True)
     kept = []
@@ -181,7 +191,7 @@ def test_kernel_keeps_one_tensor():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        batch_norm_act(x, None, None, torch.ones(16), torch.zeros(16), True, backend="cpu")
+        batch_norm_act(x, None, None, torch.ones(16), torch.zeros(16), True, backend=backend)
     assert sum(n for n in kept if n >= x.numel()) == x.numel()
 
 
@@ -205,30 +215,89 @@ def test_kernel_threads_agree_to_the_bit():
         assert all(torch.equal(a, b) for a, b in zip(found, results[0], strict=True))
 
 
-@needs_native
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("training", [True, False])
-def test_kernel_double_backward(training):
+def test_kernel_double_backward(training, backend):
     case = case_of("batch_norm_act", "primes" if training else "eval")
-    got = second_derivatives("batch_norm_act", case, "cpu")
+    got = second_derivatives("batch_norm_act", case, backend)
     expected = second_derivatives("batch_norm_act", case, "reference")
     for ours, theirs in zip(got, expected, strict=True):
         if theirs is not None:
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
-@needs_native
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_kernel_keeps_non_finite_values_in_their_channel(value, layout):
+def test_kernel_keeps_non_finite_values_in_their_channel(value, layout, backend):
     for index in (0, 37):
         x = torch.randn(4, 3, 5, 5)
         x.view(4, 3, 25)[index // 25, 1, index % 25] = value
         x = place(x, layout)
         ours, theirs = (torch.zeros(3), torch.ones(3)), (torch.zeros(3), torch.ones(3))
-        y = batch_norm_act(x, *ours, training=True, backend="cpu")
+        y = batch_norm_act(x, *ours, training=True, backend=backend)
         expected = batch_norm_act(x, *theirs, training=True, backend="reference")
         torch.testing.assert_close(y, expected, equal_nan=True)
         torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Triton's kernels in many tiles and several parts, on tensors for the interpreter."""
+    from genimg.kernels.triton import batch_norm_act as kernel
+    from genimg.kernels.triton import lines
+
+    for name, value in (("TILE", 64), ("MOMENTS_TILE", 128), ("BLOCK_P", 2)):
+        monkeypatch.setattr(kernel, name, value)
+    for name, value in (("PROGRAMS", 12), ("PARTS", 3), ("COLUMNS_OF_PIXELS", 4)):
+        monkeypatch.setattr(lines, name, value)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "name", ["primes", "rank_2", "channels_last", "large_mean", "constant_channel", "eval"]
+)
+def test_triton_in_tiles_and_parts(small_tiles, name, dtype):
+    case = case_of("batch_norm_act", name)
+    op = OPS["batch_norm_act"]
+    device = triton_runtime.DEVICES[-1]
+    errors = compare(case, op.function, op.reference, "triton", dtype, device)
+    assert not [error for error in errors if not error.ok]
+
+
+@needs_triton
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_triton_merges_the_moments_of_a_large_mean(small_tiles, layout):
+    """Mean 1000, deviation 0.01, 20 tiles: the mean to half an ulp, the variance to 1e-5."""
+    x = place(torch.randn(16, 2, 9, 9) * 0.01 + 1e3, layout)
+    mean, var = torch.zeros(2), torch.zeros(2)
+    batch_norm_act(x, mean, var, training=True, momentum=1.0, backend="triton")
+    wide = x.double().transpose(0, 1).flatten(1)
+    assert (mean - wide.mean(1)).abs().max() <= 2**-15  # half of what 1000 and its neighbour differ
+    torch.testing.assert_close(var.double(), wide.var(1), rtol=1e-5, atol=0)
+
+
+@needs_triton
+def test_triton_twice_is_equal_to_the_bit(small_tiles):
+    x = torch.randn(5, 3, 6, 7, requires_grad=True)
+
+    def run():
+        y = batch_norm_act(x, None, None, training=True, backend="triton")
+        return y, *torch.autograd.grad(y, x, torch.linspace(-1, 2, y.numel()).view_as(y))
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+@needs_triton
+def test_triton_refuses_what_it_cannot():
+    x = torch.randn(4, 3, 2, 2)
+    with pytest.raises(genimg.BackendError, match="triton: float64 is not served"):
+        batch_norm_act(x.double(), None, None, training=True, backend="triton")
+    with pytest.raises(genimg.BackendError, match=r"triton: a parameter of shape \(5,\)"):
+        batch_norm_act(x, None, None, torch.ones(5), training=True, backend="triton")
+    table = genimg.explain("batch_norm_act", x, None, None, training=True)
+    assert "not yet measured" in str(table) or "the tensor is on cpu" in str(table)
 
 
 @needs_native
