@@ -17,6 +17,7 @@ from genimg.backends import (
     refuse_dtype,
     refuse_transforms,
 )
+from genimg.kernels.triton import runtime as triton_runtime
 from genimg.ops.checks import check_together
 from genimg.reference.reparam_kl import CASES, draw_seed, reparam_kl_of_seed
 
@@ -142,10 +143,48 @@ def _why_not_cpu(
     )
 
 
+def _why_not_triton(
+    mu: Tensor, logvar: Tensor, generator: torch.Generator | None, sample: bool
+) -> str | None:
+    return (
+        triton_runtime.why_not(mu)
+        or refuse_dtype(mu, (torch.float32, torch.bfloat16, torch.float16))
+        or refuse_dtype(logvar, (mu.dtype,))
+        or (None if sample else "sample=False: there is no noise to fuse")
+        or refuse_transforms()
+    )
+
+
+def _why_slower_triton(*_: Any) -> str | None:
+    return "not yet measured on a GPU, where PyTorch's kernels may be faster"
+
+
+def _triton_fwd(*args: Any) -> tuple[Tensor, Tensor]:
+    from genimg.kernels.triton import reparam_kl as kernel
+
+    return kernel.reparam_kl_fwd(*args)
+
+
+def _triton_bwd(*args: Any) -> tuple[Tensor, Tensor]:
+    from genimg.kernels.triton import reparam_kl as kernel
+
+    return kernel.reparam_kl_bwd(*args)
+
+
 REPARAM_KL = Op(
     "reparam_kl",
     reparam_kl,
     reference.reparam_kl,
     CASES,
-    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu),),
+    impls=(
+        Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu),
+        Impl(
+            "triton",
+            triton_runtime.DEVICES,
+            _triton_fwd,
+            _triton_bwd,
+            _why_not_triton,
+            _why_slower_triton,
+        ),
+    ),
 )

@@ -15,6 +15,7 @@ from contract import (
 import genimg
 from genimg import _native
 from genimg.backends import OPS
+from genimg.kernels.triton import runtime as triton_runtime
 from genimg.testing import prepare, run
 
 # One case of each op that has neither randomness outside it nor a state that is an edge by itself.
@@ -36,13 +37,27 @@ SMALL = {
 }
 
 
-@pytest.fixture(params=["auto", "cpu"])
+@pytest.fixture(params=["auto", "cpu", "triton"])
 def backend(request):
     """What auto takes is, for the small cases here, mostly the reference."""
     if request.param == "cpu" and not _native.available():
         pytest.skip(_native.why_not())
+    if request.param == "triton":
+        if triton_runtime.MISSING is not None:
+            pytest.skip(triton_runtime.MISSING)
+        if "cpu" not in triton_runtime.DEVICES:
+            pytest.skip("Triton's kernels take tensors on the CPU in its interpreter only")
+        if "triton" not in OPS[request.getfixturevalue("op")].by_backend:
+            pytest.skip("no Triton kernel yet")
     with genimg.use_backend(request.param):
         yield
+
+
+@pytest.fixture
+def traced_backend(backend, request):
+    """The interpreter's kernels cannot be traced; test_triton_trace.py traces the real ones."""
+    if "triton" in request.node.callspec.id:
+        pytest.skip("the interpreter cannot be traced")
 
 
 def test_every_op_is_here():
@@ -55,17 +70,17 @@ def test_double_backward(op):
 
 
 @pytest.mark.parametrize("op", TYPICAL)
-def test_compile(op, backend):
+def test_compile(op, traced_backend):
     assert_compiles(op, case_of(op, TYPICAL[op]))
 
 
 @pytest.mark.parametrize("op", TYPICAL)
-def test_export(op, backend):
+def test_export(op, traced_backend):
     assert_exports(op, case_of(op, TYPICAL[op]))
 
 
 @pytest.mark.parametrize("op", ["batch_norm_act", "conv2d", "conv_transpose2d", "leaky_relu"])
-def test_export_with_any_batch(op, backend):
+def test_export_with_any_batch(op, traced_backend):
     """Auto's limits of size must not tie the graph to the batch that it was exported with."""
     weight = torch.randn(32, 32, 4, 4)
 

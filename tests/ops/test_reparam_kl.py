@@ -8,9 +8,19 @@ from contract import FLOATS, assert_case, case_of, second_derivatives, small_cas
 
 import genimg
 from genimg import _native
+from genimg.kernels.triton import runtime as triton_runtime
 from genimg.reference.reparam_kl import draw_seed, philox_4x32_10, philox_normal
 
 reparam_kl = genimg.ops.reparam_kl
+
+needs_native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
+needs_triton = pytest.mark.skipif(
+    triton_runtime.MISSING is not None, reason=f"{triton_runtime.MISSING}"
+)
+KERNELS = [
+    pytest.param("cpu", marks=needs_native),
+    pytest.param("triton", marks=needs_triton),
+]
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -194,37 +204,36 @@ def test_compiled_code_draws_the_same():
     torch.testing.assert_close(compiled(mu, logvar), expected)
 
 
-needs_native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
-
-
-@needs_native
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 64), (5, 63), (2, 1000), (64, 128)])
-def test_kernel_draws_the_reference_s_noise(shape):
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (3, 5), (7, 64), (5, 63), (2, 1000), (64, 128), (3, 4099), (2, 4096)]
+)
+def test_kernel_draws_the_reference_s_noise(shape, backend):
     """Rows that begin anywhere in a block of noise; the words equal, the values to a few ulp."""
     mu, logvar = torch.randn(shape), torch.randn(shape)
     torch.manual_seed(11)
     expected, kl = reparam_kl(mu.double(), logvar.double(), backend="reference")
     torch.manual_seed(11)
-    got, own_kl = reparam_kl(mu, logvar, backend="cpu")
+    got, own_kl = reparam_kl(mu, logvar, backend=backend)
     torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=2e-6)
     torch.testing.assert_close(own_kl.double(), kl, rtol=1e-6, atol=1e-6)
 
 
-@needs_native
-def test_kernel_double_backward():
+@pytest.mark.parametrize("backend", KERNELS)
+def test_kernel_double_backward(backend):
     case = case_of("reparam_kl", "primes")
-    got = second_derivatives("reparam_kl", case, "cpu")
+    got = second_derivatives("reparam_kl", case, backend)
     expected = second_derivatives("reparam_kl", case, "reference")
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@needs_native
-def test_kernel_backward_draws_the_forward_s_noise():
+@pytest.mark.parametrize("backend", KERNELS)
+def test_kernel_backward_draws_the_forward_s_noise(backend):
     """Though the generator has moved on: dz/dlogvar holds the noise that made z."""
     mu = torch.zeros(4, 9, requires_grad=True)
     logvar = torch.zeros(4, 9, requires_grad=True)
-    z, _ = reparam_kl(mu, logvar, backend="cpu")
+    z, _ = reparam_kl(mu, logvar, backend=backend)
     torch.rand(100)
     (grad,) = torch.autograd.grad(z.sum(), logvar)
     torch.testing.assert_close(grad, 0.5 * z.detach())
@@ -247,13 +256,13 @@ def test_kernel_threads_agree_to_the_bit():
         assert torch.equal(kl, results[0][1])
 
 
-@needs_native
-def test_kernel_keeps_nan_where_it_is():
+@pytest.mark.parametrize("backend", KERNELS)
+def test_kernel_keeps_nan_where_it_is(backend):
     nan, inf = float("nan"), float("inf")
     mu = torch.tensor([[1.0, nan, inf, 0.0], [0.0, 0.0, 0.0, 0.0]])
     logvar = torch.tensor([[0.0, 0.0, 0.0, nan], [inf, -inf, 1e30, -1e30]])
     torch.manual_seed(1)
-    z, kl = reparam_kl(mu, logvar, backend="cpu")
+    z, kl = reparam_kl(mu, logvar, backend=backend)
     torch.manual_seed(1)
     expected, expected_kl = reparam_kl(mu, logvar, backend="reference")
     torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
