@@ -18,8 +18,12 @@ FORMATTED := $(wildcard csrc/*.cpp csrc/*.h kernels/cpu/*.cpp kernels/cpu/*.h ke
 	kernels/cuda/*.h kernels/cuda/*/*.h kernels/cuda/*/*.cpp tests/kernels/*.cpp)
 NVCC_PACKAGES := $(foreach p,cuda-nvcc cuda-crt nvvm cuda-cccl cuda-runtime,"nvidia-$(p)==13.0.*")
 
+NEEDS_GPU := import sys, torch; torch.cuda.is_available() or sys.exit('torch sees no GPU here')
+GPU_NAME := import torch; print('-'.join(torch.cuda.get_device_name().lower().split()))
+
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test bench check format lint check-cuda sanitize dist clean
+.PHONY: help setup demo test test-gpu bench bench-gpu check format lint check-cuda check-triton
+.PHONY: sanitize dist clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | awk -F'# ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -32,11 +36,22 @@ demo: setup  ## train a GAN and a VAE on digits, and show the speed and error of
 test: setup  ## run the tests
 	$(PY) -m pytest $(ARGS)
 
+test-gpu: setup  ## run the tests of the ops and kernels, on this machine's GPU too
+	@$(PY) -c "$(NEEDS_GPU)"
+	$(PY) -m pytest tests/ops tests/kernels $(ARGS)
+
 bench: setup  ## time every op beside PyTorch, into benchmarks/results/local.json
 	@mkdir -p benchmarks/results
 	$(PY) -m pytest benchmarks -c benchmarks/pytest.ini --rootdir=. \
 		--benchmark-json=benchmarks/results/local.json $(ARGS)
 	$(PY) benchmarks/report.py benchmarks/results/local.json
+
+bench-gpu: setup  ## time every op on this machine's GPU, into benchmarks/results/<its name>/
+	@$(PY) -c "$(NEEDS_GPU)"
+	folder=benchmarks/results/$$($(PY) -c "$(GPU_NAME)") && mkdir -p $$folder && \
+	$(PY) -m pytest benchmarks -c benchmarks/pytest.ini --rootdir=. \
+		--benchmark-json=$$folder/results.json $(ARGS) && \
+	$(PY) benchmarks/report.py $$folder/results.json
 
 check: setup  ## run every case of every op on every backend that this machine has
 	$(BIN)/genimg check $(ARGS)
@@ -57,6 +72,9 @@ check-cuda: setup  ## compile the CUDA kernels and their glue; needs no GPU and 
 	$(BIN)/cmake -S . -B build/check-cuda -GNinja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 		-DPython_EXECUTABLE=$(abspath $(PY)) -DGENIMG_COMPILE_ONLY=ON -DGENIMG_WERROR=ON
 	$(BIN)/cmake --build build/check-cuda
+
+check-triton: setup  ## compile the Triton kernels for GPUs that are not here, under two Tritons
+	$(PY) tests/kernels/check_triton.py $(ARGS)
 
 # libstdc++ as well: without it the sanitizer ends the process at the first C++ exception. Without
 # test_contract, where torch.compile's own processes would run under it and take all memory.

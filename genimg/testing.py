@@ -88,12 +88,14 @@ class Error:
 
 def normal(generator: torch.Generator, *shape: int, mean: float = 0.5, std: float = 2.0) -> Tensor:
     """Normal data with mean not 0 and variance not 1: N(0, 1) hides wrong BN gradients."""
-    return torch.randn(shape, generator=generator, dtype=torch.float64) * std + mean
+    draw = torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
+    return draw * std + mean
 
 
 def integers(generator: torch.Generator, *shape: int, limit: int = 3) -> Tensor:
     """Integers in [-limit, limit]: their products and sums are exact in every float dtype."""
-    return torch.randint(-limit, limit + 1, shape, generator=generator).double()
+    drawn = torch.randint(-limit, limit + 1, shape, generator=generator, device=generator.device)
+    return drawn.double()
 
 
 def place(x: Tensor, layout: str) -> Tensor:

@@ -42,3 +42,13 @@ def _poisoned_memory():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _device(request: pytest.FixtureRequest):
+    """With a GPU, a test of Triton's kernels makes its tensors there."""
+    if "triton" in request.node.name and torch.cuda.is_available():
+        with torch.device("cuda"):
+            yield
+    else:
+        yield

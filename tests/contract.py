@@ -54,11 +54,16 @@ def assert_case(op: str, case: Case, dtype: torch.dtype) -> None:
     assert "reference" in served
 
 
+def device_for(backend: str | None) -> str:
+    """Where a backend's kernels are tested: on the GPU, if there is one and they run there."""
+    return "cuda" if backend in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
+
+
 def tensors_and_function(
     op: str, case: Case, dtype: torch.dtype, backend: str | None = None
 ) -> tuple[tuple[Tensor, ...], Callable[..., Any]]:
     """The case as a function of the tensors that are differentiated, for gradcheck and friends."""
-    tensors = prepare(case, dtype, "cpu")
+    tensors = prepare(case, dtype, device_for(backend))
     leaves = tuple(tensors[name].detach().requires_grad_() for name in case.grad)
     entry = OPS[op]
 

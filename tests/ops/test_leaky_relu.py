@@ -238,7 +238,7 @@ def test_inplace():
     with pytest.raises(RuntimeError, match="in-place"):
         leaky_relu(leaf, 0.2, True)
     with pytest.raises(genimg.BackendError, match="in place"):
-        leaky_relu(x, 0.2, True, backend="triton")
+        leaky_relu(x.to(triton_runtime.DEVICES[-1]), 0.2, True, backend="triton")
 
 
 def test_autocast_leaves_the_dtype():

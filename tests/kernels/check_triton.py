@@ -1,0 +1,151 @@
+"""Compiles the Triton kernels for GPUs that are not here, under several Tritons: make check-triton.
+
+Each Triton is unpacked from its wheel into a folder of its own, put first on the path of a process
+of its own. By default the first configuration of a kernel is compiled for every architecture and
+dtype, and each other one for sm_90 in bfloat16; --all compiles all for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import multiprocessing
+import os
+import pkgutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "build" / "check-triton"
+VERSIONS = ("3.6.0", "3.7.1")
+
+
+def unpacked(version: str) -> Path | None:
+    """The folder of a Triton, fetched if need be; None where it is the installed one."""
+    if importlib.metadata.version("triton") == version:
+        return None
+    folder = FOLDER / f"triton-{version}"
+    if not folder.exists():
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q"]
+        wheels = ["--no-deps", "--only-binary", ":all:", "-d", str(FOLDER)]
+        subprocess.run([*pip, *wheels, f"triton=={version}"], check=True)
+        (wheel,) = FOLDER.glob(f"triton-{version}-*.whl")
+        unfinished = folder.with_suffix(".part")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(unfinished)
+        for tool in (unfinished / "triton/backends/nvidia/bin").iterdir():
+            tool.chmod(0o755)
+        unfinished.rename(folder)
+        wheel.unlink()
+    return folder
+
+
+def modules(path: Path | None) -> Iterator[ModuleType]:
+    """Every module of kernels/triton that lists what it ships, or the one at ``path``."""
+    if path is not None:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+        return
+    import genimg.kernels.triton as package
+
+    for found in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{found.name}")
+        if hasattr(module, "compiles"):
+            yield module
+
+
+def chosen(args: argparse.Namespace) -> Iterator[tuple]:
+    """(entry, capability, dtype, what the module allows) to compile."""
+    from genimg.kernels.triton.offline import SHARED_MEMORY
+
+    architectures = args.arch or SHARED_MEMORY
+    for module in modules(args.module):
+        seen = set()
+        for entry in module.compiles():
+            every = args.all or entry.kernel.__name__ not in seen
+            seen.add(entry.kernel.__name__)
+            if args.only not in entry.name:
+                continue
+            for capability in architectures:
+                for dtype in args.dtype or entry.dtypes:
+                    if every or (capability, dtype) == (90, entry.dtypes[-1]):
+                        yield entry, capability, dtype, getattr(module, "NARROW", {})
+
+
+def row(job: tuple) -> tuple[str, list[str]]:
+    """A line of the table, and what is wrong."""
+    from genimg.kernels.triton.offline import compile_for, faults
+
+    entry, capability, dtype, narrow = job
+    start = f"{entry.name:<52} sm_{capability:<4} {dtype:<5}"
+    try:
+        made = compile_for(entry, capability, dtype)
+    except Exception as error:  # of any kind: the table goes on
+        return f"{start} does not compile", [f"{type(error).__name__}: {error}"]
+    line = f"{start}{made.registers:>5}{made.shared:>9}{made.matrix or '':>7}"
+    return line, faults(entry, capability, dtype, made, narrow)
+
+
+# Set before the processes fork: a kernel cannot be sent to them.
+jobs: list[tuple] = []
+
+
+def compile_job(index: int) -> tuple[str, list[str]]:
+    return row(jobs[index])
+
+
+def compile_all(args: argparse.Namespace) -> int:
+    """Compile under the Triton of this process."""
+    import triton
+
+    jobs.extend(chosen(args))
+    start = time.monotonic()
+    print(f"Triton {triton.__version__}: {len(jobs)} kernels to compile")
+    print(f"{'kernel, tile':<52} {'arch':<7} {'dtype':<5}{'regs':>5}{'shared':>9}{'matrix':>7}")
+    bad = 0
+    with multiprocessing.get_context("fork").Pool(args.jobs) as pool:
+        for line, wrong in pool.imap(compile_job, range(len(jobs))):
+            print(line, *(f"\n  FAULT {fault}" for fault in wrong), flush=True)
+            bad += bool(wrong)
+    print(f"Triton {triton.__version__}: {bad} at fault, {time.monotonic() - start:.0f} s")
+    return min(bad, 1) if jobs else 2
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help="every configuration, for all")
+    parser.add_argument("--only", default="", help="kernels whose name holds this")
+    parser.add_argument("--arch", type=int, nargs="*", help="80, 90, ...; default: all")
+    parser.add_argument("--dtype", nargs="*", help="fp32, fp16, bf16; default: all")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--versions", nargs="*", default=VERSIONS, help="of Triton")
+    parser.add_argument("--module", type=Path, help="a kernel module in place of genimg's")
+    parser.add_argument("--here", action="store_true", help="under the installed Triton alone")
+    args = parser.parse_args()
+    if args.here:
+        return compile_all(args)
+    worst = 0
+    for version in args.versions:
+        folder = unpacked(version)
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        environment.setdefault("TRITON_CACHE_DIR", str(FOLDER / f"cache-{version}"))
+        if folder is not None:
+            environment["PYTHONPATH"] = str(folder)
+        command = [sys.executable, __file__, *sys.argv[1:], "--here"]
+        worst = max(worst, subprocess.run(command, env=environment).returncode)
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())
