@@ -51,9 +51,10 @@ def test_pair_fill_statistics_are_exact():
     torch.testing.assert_close(var.double(), expected, rtol=2e-7, atol=0)
 
 
-def test_relu_sends_minus_infinity_to_zero():
+@pytest.mark.parametrize("backend", ["reference", *KERNELS])
+def test_relu_sends_minus_infinity_to_zero(backend):
     x = torch.tensor([[float("-inf")], [1.0]])
-    y = batch_norm_act(x, torch.zeros(1), torch.ones(1), negative_slope=0.0)
+    y = batch_norm_act(x, torch.zeros(1), torch.ones(1), negative_slope=0.0, backend=backend)
     assert y[0, 0] == 0
 
 

@@ -1,0 +1,223 @@
+"""The tests are tested: a fault planted in a Triton kernel is caught by the op's cases.
+
+Each row replaces a text, which stands once in the kernel's source, in a copy of the module; the op
+then runs on the copy. A new kernel's faults are new rows, and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+import genimg.kernels.triton as package
+from genimg import testing
+from genimg.backends import OPS
+from genimg.kernels.triton import runtime
+
+pytestmark = pytest.mark.skipif(runtime.MISSING is not None, reason=f"{runtime.MISSING}")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A mutation of one module, and the case that must catch it.
+
+    Attributes:
+        name: what is wrong.
+        op: whose kernels are run.
+        module: of ``kernels/triton``, without the suffix.
+        old, new: the texts.
+        case: one of the op's cases.
+        constants: module.NAME -> value, such as tiles small enough for a case to have several.
+    """
+
+    name: str
+    op: str
+    module: str
+    old: str
+    new: str
+    case: str
+    constants: dict[str, int] = field(default_factory=dict)
+
+
+# Two parts of two tiles or more, in each of the two layouts.
+_TILES = {"batch_norm_act.TILE": 64, "batch_norm_act.MOMENTS_TILE": 64, "batch_norm_act.BLOCK_P": 1}
+_PARTS = {"lines.PROGRAMS": 1, "lines.PARTS": 2}
+
+
+def _norm(name: str, old: str, new: str, case: str, module: str = "batch_norm_act") -> Fault:
+    return Fault(name, "batch_norm_act", module, old, new, case, {**_TILES, **_PARTS})
+
+
+def _reparam(name: str, old: str, new: str, case: str, module: str = "reparam_kl") -> Fault:
+    return Fault(name, "reparam_kl", module, old, new, case)
+
+
+FAULTS = (
+    _norm(
+        "dropped_mask_of_the_moments",
+        "spread = tl.where(inside, x - (tile_mean[None, :] if PIXELS else tile_mean), 0.0)",
+        "spread = x - (tile_mean[None, :] if PIXELS else tile_mean)",
+        "primes",
+    ),
+    _norm(
+        "moments_without_the_merge",
+        "m2 += tile_m2 + tl.where(count > 0, apart * apart * (count * size / (count + size)), 0.0)",
+        "m2 += tile_m2",
+        "primes",
+    ),
+    _norm(
+        "parts_without_the_merge",
+        "+ apart * apart * count\n",
+        "\n",
+        "primes",
+    ),
+    _norm(
+        "missing_finalize",
+        "total += tl.sum(shift * count + _part(parts_ptr, 1, p, parts, c, inside, channels), 0)",
+        "total = tl.sum(shift * count + _part(parts_ptr, 1, p, parts, c, inside, channels), 0)",
+        "primes",
+    ),
+    _norm(
+        "squares_about_the_shift",
+        "x - (tile_mean[None, :] if PIXELS else tile_mean), 0.0",
+        "x, 0.0",
+        "large_mean",
+    ),
+    _norm("biased_variance_kept", "(m2 / (size - 1))", "(m2 / size)", "primes"),
+    _norm(
+        "sign_of_x_in_place_of_z",
+        "dz = tl.where(_affine(x, mean, scale, bias) > 0, grad, grad * negative_slope)",
+        "dz = tl.where(x > 0, grad, grad * negative_slope)",
+        "channels_last",
+    ),
+    _norm("dz_sum_left_out", "+ (x - mean) * slope + offset", "+ (x - mean) * slope", "primes"),
+    _norm(
+        "gradient_of_the_statistics_left_out",
+        "grad_x = scale * dz + (x - mean) * slope + offset",
+        "grad_x = scale * dz",
+        "channels_last",
+    ),
+    _norm(
+        "dropped_mask_of_the_sums",
+        "dz_x_sums += tl.where(inside, dz * (x - mean), 0.0)",
+        "dz_x_sums += (dz + 1.0) * (x - mean)",
+        "primes",
+    ),
+    _norm("columns_beyond_the_end", "& (n < columns)[None, :]\n\n", "\n\n", "primes", "lines"),
+    _norm("every_channel_the_first", "offsets = base + ", "offsets = ", "primes", "lines"),
+    _reparam("dropped_mask_of_the_sum", "tl.where(inside, terms, 0.0)", "terms + 0.1", "primes"),
+    _reparam("no_clamp", "tl.where(logvar > 20.0, 20.0, logvar)", "logvar", "extreme_logvar"),
+    _reparam(
+        "gradient_outside_the_clamp",
+        "tl.where(logvar == clamped, grad_logvar, 0.0)",
+        "grad_logvar",
+        "extreme_logvar",
+    ),
+    Fault(
+        "part_left_out",
+        "reparam_kl",
+        "reparam_kl",
+        "for first in range(0, parts, BLOCK_P)",
+        "for first in range(0, 1)",
+        "primes",
+        {"reparam_kl.TILE": 2, "reparam_kl.BLOCK_P": 1},
+    ),
+    _reparam(
+        "rows_share_a_beginning",
+        "(begin if ALIGNED else begin // 4 * 4)",
+        "begin",
+        "primes",
+    ),
+    _reparam("nine_rounds", "tl.static_range(10)", "tl.static_range(9)", "primes", "philox"),
+    _reparam("swapped_words", "return c0, c1, c2, c3", "return c1, c0, c2, c3", "primes", "philox"),
+    _reparam(
+        "swapped_lanes",
+        "tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))",
+        "tl.interleave(tl.interleave(n0, n1), tl.interleave(n2, n3))",
+        "primes",
+        "philox",
+    ),
+    _reparam(
+        "key_not_raised", "k1 = tl.add(k1, 0xBB67AE85,", "k1 = tl.add(k1, 0,", "primes", "philox"
+    ),
+    _reparam(
+        "cancelling_kl",
+        "(scale * r - x) + (scale * remainder + (scale - 1.0))",
+        "scale * (1.0 + r + remainder) - 1.0 - x",
+        "tiny_logvar",
+        "elementary",
+    ),
+    Fault(
+        "slope_on_the_wrong_side",
+        "leaky_relu",
+        "leaky_relu",
+        "y = tl.where(x > 0, x, x * negative_slope)",
+        "y = tl.where(x < 0, x, x * negative_slope)",
+        "primes",
+    ),
+)
+
+
+@pytest.fixture
+def plant(tmp_path, monkeypatch):
+    """Imports the kernels from a copy with a fault; afterwards every module is as it was."""
+    copy = tmp_path / "triton"
+    shutil.copytree(package.__path__[0], copy, ignore=shutil.ignore_patterns("__pycache__"))
+    start = f"{package.__name__}."
+    kept = {name: module for name, module in sys.modules.items() if name.startswith(start)}
+    attributes = dict(vars(package))
+    for name in kept.keys() - {runtime.__name__}:
+        del sys.modules[name]
+        vars(package).pop(name.removeprefix(start), None)
+    package.__path__ = [str(copy)]
+    # A fault is seen at once: the medians over several draws are for rounding.
+    monkeypatch.setattr(testing, "SEEDS", 1)
+
+    def plant(fault: Fault, mutate: bool = True) -> None:
+        source = copy / f"{fault.module}.py"
+        text = source.read_text(encoding="utf-8")
+        found = text.count(fault.old)
+        assert found == 1, f"{fault.name}: {fault.old!r} stands {found} times in {source.name}"
+        if mutate:
+            source.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+        for constant, value in fault.constants.items():
+            module, name = constant.split(".")
+            module = importlib.import_module(f"{package.__name__}.{module}")
+            assert hasattr(module, name), constant
+            setattr(module, name, value)
+
+    yield plant
+    for name in [name for name in sys.modules if name.startswith(start)]:
+        del sys.modules[name]
+    sys.modules.update(kept)
+    vars(package).clear()
+    vars(package).update(attributes)
+
+
+def errors_of(fault: Fault) -> list[testing.Error]:
+    op = OPS[fault.op]
+    case = next(case for case in op.cases if case.name == fault.case)
+    arguments = ("triton", torch.float32, runtime.DEVICES[-1], op.error_factor)
+    return testing.compare(case, op.function, op.reference, *arguments)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.op}-{fault.name}")
+def test_a_planted_fault_is_caught(plant, fault):
+    plant(fault)
+    assert [error for error in errors_of(fault) if not error.ok]
+
+
+# One of each case and its constants.
+SOUND = {(fault.op, fault.case, *fault.constants): fault for fault in FAULTS}
+
+
+@pytest.mark.parametrize("fault", SOUND.values(), ids=lambda fault: f"{fault.op}-{fault.case}")
+def test_without_a_fault_nothing_is_caught(plant, fault):
+    """The same cases with the same constants: it is the fault that is caught, not the copy."""
+    plant(fault, mutate=False)
+    assert not [error for error in errors_of(fault) if not error.ok]
