@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from layers import FLOP, LAYERS
+from layers import LAYERS
 
+from genimg import roofline
 from genimg.backends import OPS, BackendError, Op
 from genimg.bench import PROVIDERS, make_step
 from genimg.check import devices, taken, worst
-from genimg.testing import Case, Error, compare
+from genimg.testing import Case, Error, compare, prepare
 from genimg.timing import synchronize
 
 DEVICE = devices()[0]
@@ -45,11 +46,15 @@ def _cases(op: Op) -> list[tuple[Case, tuple[str, ...]]]:
 
 
 def _providers(op: Op, mode: str) -> tuple[str, ...]:
-    if mode.endswith("_gradient"):
-        return LONE
     convolves = op.name.startswith("conv")
-    extra = GENIMG[1:] if convolves or op.name == "batch_norm_act" else ()
-    return (*PROVIDERS, *extra, *(() if convolves else op.by_backend))
+    both = convolves or op.name == "batch_norm_act"
+    # On the CPU a convolution's only kernel is what genimg takes.
+    kernels = () if convolves and DEVICE == "cpu" else tuple(op.by_backend)
+    if both and DEVICE != "cpu":
+        kernels += tuple(f"{kernel}_channels_last" for kernel in kernels)
+    if mode.endswith("_gradient"):
+        return (*LONE, *kernels)
+    return (*PROVIDERS, *(GENIMG[1:] if both else ()), *kernels)
 
 
 @cache
@@ -58,10 +63,34 @@ def check(op: Op, case: Case, backend: str) -> Error:
     return worst(compare(case, op.function, op.reference, backend, DTYPE, DEVICE, op.error_factor))
 
 
+@cache
+def machine() -> roofline.Machine:
+    """What this machine can do, measured once."""
+    return roofline.measure(DEVICE, DTYPE)
+
+
+@cache
+def bound_of(op: Op, case: Case, mode: str) -> dict[str, float]:
+    """The least milliseconds of a case, and a convolution's operations."""
+    found: list[list[roofline.Work]] = []
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        found.append(roofline.work(op.name, mode, case.grad, *args, **kwargs))
+        return op.reference(*args, **kwargs)
+
+    case.call(record, prepare(case, DTYPE, DEVICE))
+    (kernels,) = found
+    bound = {"bound_ms": roofline.bound(kernels, machine()) * 1e3}
+    if op.name.startswith("conv"):
+        bound["flop"] = sum(kernel.operations for kernel in kernels)
+    return bound
+
+
 def time_provider(benchmark: Any, op: Op, case: Case, provider: str, mode: str) -> None:
     """Time one provider of one case; genimg's must be right first."""
     benchmark.group = f"{op.name} {case.name} {mode}"
-    backend = taken(op, case, DTYPE, DEVICE) if provider in GENIMG else provider
+    kernel = provider.removesuffix("_channels_last")
+    backend = taken(op, case, DTYPE, DEVICE) if provider in GENIMG else kernel
     if backend in ("reference", *op.by_backend):
         try:
             error = check(op, case, backend)
@@ -69,8 +98,7 @@ def time_provider(benchmark: Any, op: Op, case: Case, provider: str, mode: str) 
             pytest.skip(str(refusal))
         assert error.ok, error
         benchmark.extra_info.update(error=error.error, torch_error=error.torch_error)
-    if case.name in FLOP:
-        benchmark.extra_info.update(flop=FLOP[case.name])
+    benchmark.extra_info.update(bound_of(op, case, mode))
     describe(benchmark, op.name, case.name, mode, provider, backend)
     torch._dynamo.reset()
     time_step(benchmark, make_step(op, case, provider, DTYPE, DEVICE, mode))

@@ -63,19 +63,6 @@ LAYERS = {
 }
 
 
-def multiply_adds(shape: tuple[int, int, int]) -> float:
-    """Floating-point operations of the direct convolution, two for a product."""
-    small, large, side = shape
-    return 2.0 * IMAGES * side**2 * small * large * 16
-
-
-FLOP = {
-    case.name: multiply_adds(shape)
-    for op in ("conv2d", "conv_transpose2d")
-    for shape, case in zip(SHAPES, LAYERS[op], strict=True)
-}
-
-
 def peak_convolution() -> tuple[Callable[[], Any], float]:
     """A large 3x3 convolution, at which oneDNN comes near the machine's rate; and its FLOP."""
     channels, side, images = 256, 28, 16

@@ -65,23 +65,38 @@ def _rate(row: dict[str, Any]) -> str:
     return f"{row['flop'] / row['ms'] / 1e6:.0f}" if "flop" in row else ""
 
 
+def _share(row: dict[str, Any]) -> str:
+    """How much of the machine's bound a time reaches, where it is known."""
+    return f"{row['bound_ms'] / row['ms']:.0%}" if "bound_ms" in row else ""
+
+
 def table(groups: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Markdown: medians in milliseconds, and the ratio of the best of both."""
+    """Markdown: medians in milliseconds, genimg's share of the bound, and the best of both.
+
+    A kernel has a column of its own where it ran, such as Triton's on a GPU, and there its share of
+    the bound behind each time.
+    """
     present = {name for rows in groups.values() for name in rows}
     baselines = [name for name in BASELINES if name in present]
     kernels = sorted(present - {*GENIMG, *BASELINES})
     columns = [*(name for name in GENIMG if name in present), *baselines, *kernels]
     lines = [
-        f"| op, case, pass | taken | {' | '.join(columns)} | GFLOP/s | best PyTorch / genimg |",
-        "|---|---|" + "---:|" * (len(columns) + 2),
+        f"| op, case, pass | taken | {' | '.join(columns)} | GFLOP/s | of the bound "
+        "| best PyTorch / genimg |",
+        "|---|---|" + "---:|" * (len(columns) + 3),
     ]
     best = ratios(groups)
     for group, rows in groups.items():
-        cells = [f"{rows[name]['ms']:.3f}" if name in rows else "" for name in columns]
+        cells = []
+        for name in columns:
+            row = rows.get(name)
+            share = f" ({_share(row)})" if row and name in kernels and _share(row) else ""
+            cells.append(f"{row['ms']:.3f}{share}" if row else "")
         own = rows[best[group][2]] if group in best else next(iter(rows.values()))
         ratio = f"{best[group][0]:.2f} ({best[group][1]})" if group in best else ""
         lines.append(
-            f"| {group} | {own['backend']} | {' | '.join(cells)} | {_rate(own)} | {ratio} |"
+            f"| {group} | {own['backend']} | {' | '.join(cells)} | {_rate(own)} | {_share(own)} "
+            f"| {ratio} |"
         )
     return "\n".join(lines)
 

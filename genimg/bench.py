@@ -107,7 +107,8 @@ def make_step(
 
     Args:
         op, case, dtype, device: what is run.
-        provider: one of :data:`PROVIDERS`, ``genimg_channels_last``, or a backend's name.
+        provider: one of :data:`PROVIDERS`, ``genimg_channels_last``, or a backend's name, with or
+            without ``_channels_last``.
         mode: ``forward``, ``forward_backward``, or ``<input>_gradient`` for that gradient alone.
     """
     tensors = prepare(case, dtype, device)
@@ -121,7 +122,7 @@ def make_step(
     elif provider.startswith("compile"):
         function = torch.compile(eager)
     else:
-        function = partial(op.function, backend=provider)
+        function = partial(op.function, backend=provider.removesuffix("_channels_last"))
     if mode.endswith("_gradient"):
         return gradient_step(case, function, tensors, mode.removesuffix("_gradient"))
     return step(case, function, tensors, mode == "forward_backward")

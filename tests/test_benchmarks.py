@@ -45,10 +45,33 @@ def test_report(tmp_path, capsys):
     assert report.main([str(results)]) == 0
     printed = capsys.readouterr().out
     assert (
-        "| relu big forward | cpu | 2.000 | 6.000 | 3.000 | 2.000 |  | 1.50 (compile) |" in printed
+        "| relu big forward | cpu | 2.000 | 6.000 | 3.000 | 2.000 |  |  | 1.50 (compile) |"
+        in printed
     )
     assert (tmp_path / "report.md").read_text() == printed
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_of_a_gpu():
+    """Triton's column fills itself where Triton ran, with its share of the machine's bound."""
+    report = load_report()
+    rows = {
+        "genimg": {"ms": 0.5, "backend": "reference", "bound_ms": 0.1, "flop": 1e9},
+        "eager": {"ms": 0.5, "backend": "eager", "bound_ms": 0.1},
+        "triton_channels_last": {"ms": 0.125, "backend": "triton", "bound_ms": 0.1},
+    }
+    other = {name: row for name, row in rows.items() if "triton" not in name}
+    lines = report.table({"conv a forward": rows, "conv b forward": other}).splitlines()
+    assert lines[0] == (
+        "| op, case, pass | taken | genimg | eager | triton_channels_last | GFLOP/s | of the bound "
+        "| best PyTorch / genimg |"
+    )
+    assert lines[2] == (
+        "| conv a forward | reference | 0.500 | 0.500 | 0.125 (80%) | 2000 | 20% | 1.00 (eager) |"
+    )
+    assert lines[3] == (
+        "| conv b forward | reference | 0.500 | 0.500 |  | 2000 | 20% | 1.00 (eager) |"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"benchmarks": []}', "[1]"])
@@ -86,7 +109,7 @@ def test_one_benchmark_runs(tmp_path):
     assert list(groups) == ["reparam_kl vae_step forward_backward"]
     (rows,) = groups.values()
     assert set(rows) == {"genimg", "eager", "eager_channels_last"}
-    assert all(row["ms"] > 0 for row in rows.values())
+    assert all(row["ms"] > 0 and row["bound_ms"] > 0 for row in rows.values())
 
 
 def test_a_wrong_result_has_no_speed():
