@@ -9,6 +9,7 @@ for each stream.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -24,6 +25,7 @@ from genimg.kernels.triton.lines import (
     lay_out,
     line_offsets,
     memory_format_of,
+    of_channel,
     over_tile,
     split_channels,
     sum_of_channel,
@@ -58,14 +60,6 @@ def _store_part(
         tl.store(to_ptr + row + c, value, mask=c < channels)
     else:
         tl.store(to_ptr + row + block, value)
-
-
-@triton.jit
-def _of_channel(ptr, c, inside, otherwise: tl.constexpr):
-    """A parameter as float32, or a constant where there is none."""
-    if ptr is None:
-        return tl.full(c.shape, otherwise, tl.float32)
-    return tl.load(ptr + c, mask=inside, other=otherwise).to(tl.float32)
 
 
 @triton.jit
@@ -210,9 +204,9 @@ def _batch_norm_act_fwd_kernel(
     BLOCK_N: tl.constexpr,
 ):
     m, n, c, exists, inside = elements(lines, columns, channels, PIXELS, BLOCK_M, BLOCK_N)
-    mean = _of_channel(mean_ptr, c, exists, 0.0)
-    scale = _of_channel(weight_ptr, c, exists, 1.0) * _of_channel(rstd_ptr, c, exists, 1.0)
-    bias = _of_channel(bias_ptr, c, exists, 0.0)
+    mean = of_channel(mean_ptr, c, exists, 0.0)
+    scale = of_channel(weight_ptr, c, exists, 1.0) * of_channel(rstd_ptr, c, exists, 1.0)
+    bias = of_channel(bias_ptr, c, exists, 0.0)
     from_x = line_offsets(m, channels, batch_stride, line_stride, PIXELS)[:, None] + n[None, :]
     x = tl.load(x_ptr + from_x, mask=inside, other=0.0).to(tl.float32)
     z = _affine(x, over_tile(mean, PIXELS), over_tile(scale, PIXELS), over_tile(bias, PIXELS))
@@ -251,9 +245,9 @@ def _batch_norm_act_sums_kernel(
     block = tl.program_id(0) // parts
     c = block * BLOCK_N + tl.arange(0, BLOCK_N) if PIXELS else block + tl.arange(0, 1)
     exists = c < channels
-    mean = _of_channel(mean_ptr, c, exists, 0.0)[None, :]
-    scale = _of_channel(weight_ptr, c, exists, 1.0) * _of_channel(rstd_ptr, c, exists, 1.0)
-    bias = _of_channel(bias_ptr, c, exists, 0.0)
+    mean = of_channel(mean_ptr, c, exists, 0.0)[None, :]
+    scale = of_channel(weight_ptr, c, exists, 1.0) * of_channel(rstd_ptr, c, exists, 1.0)
+    bias = of_channel(bias_ptr, c, exists, 0.0)
     # A sum for each place of the tile, so that threads meet once, at the end.
     dz_sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     dz_x_sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -270,20 +264,10 @@ def _batch_norm_act_sums_kernel(
         dz = tl.where(z > 0, grad, grad * negative_slope)
         dz_sums += dz
         dz_x_sums += tl.where(inside, dz * (x - mean), 0.0)
-    _store_part(
-        parts_ptr, sum_of_channel(dz_sums, PIXELS), 0, part, parts, block, channels, PIXELS, BLOCK_N
-    )
-    _store_part(
-        parts_ptr,
-        sum_of_channel(dz_x_sums, PIXELS),
-        1,
-        part,
-        parts,
-        block,
-        channels,
-        PIXELS,
-        BLOCK_N,
-    )
+    dz_total = sum_of_channel(dz_sums, PIXELS)
+    dz_x_total = sum_of_channel(dz_x_sums, PIXELS)
+    _store_part(parts_ptr, dz_total, 0, part, parts, block, channels, PIXELS, BLOCK_N)
+    _store_part(parts_ptr, dz_x_total, 1, part, parts, block, channels, PIXELS, BLOCK_N)
 
 
 @triton.jit
@@ -312,7 +296,7 @@ def _batch_norm_act_grads_kernel(
         dz += tl.sum(_part(parts_ptr, 0, p, parts, c, inside, channels), 0)
         dz_x += tl.sum(_part(parts_ptr, 1, p, parts, c, inside, channels), 0)
     rstd = tl.load(rstd_ptr + c, mask=exists, other=0.0).to(tl.float64)
-    scale = _of_channel(weight_ptr, c, exists, 1.0).to(tl.float64) * rstd
+    scale = of_channel(weight_ptr, c, exists, 1.0).to(tl.float64) * rstd
     size = tl.cast(n, tl.float64)
     tl.store(grad_weight_ptr + c, (dz_x * rstd).to(tl.float32), mask=exists)
     tl.store(grad_bias_ptr + c, dz.to(tl.float32), mask=exists)
@@ -350,12 +334,12 @@ def _batch_norm_act_bwd_kernel(
     About the mean, not as ``c2 x + c3``: those two cancel where the mean is far from 0.
     """
     m, n, c, exists, inside = elements(lines, columns, channels, PIXELS, BLOCK_M, BLOCK_N)
-    mean = over_tile(_of_channel(mean_ptr, c, exists, 0.0), PIXELS)
-    scale = _of_channel(weight_ptr, c, exists, 1.0) * _of_channel(rstd_ptr, c, exists, 1.0)
+    mean = over_tile(of_channel(mean_ptr, c, exists, 0.0), PIXELS)
+    scale = of_channel(weight_ptr, c, exists, 1.0) * of_channel(rstd_ptr, c, exists, 1.0)
     scale = over_tile(scale, PIXELS)
-    bias = over_tile(_of_channel(bias_ptr, c, exists, 0.0), PIXELS)
-    slope = over_tile(_of_channel(slope_ptr, c, exists, 0.0), PIXELS)
-    offset = over_tile(_of_channel(offset_ptr, c, exists, 0.0), PIXELS)
+    bias = over_tile(of_channel(bias_ptr, c, exists, 0.0), PIXELS)
+    slope = over_tile(of_channel(slope_ptr, c, exists, 0.0), PIXELS)
+    offset = over_tile(of_channel(offset_ptr, c, exists, 0.0), PIXELS)
     from_x = line_offsets(m, channels, batch_stride, line_stride, PIXELS)[:, None] + n[None, :]
     dense = line_offsets(m, channels, dense_batch_stride, dense_line_stride, PIXELS)
     dense = dense[:, None] + n[None, :]
@@ -364,6 +348,10 @@ def _batch_norm_act_bwd_kernel(
     dz = tl.where(_affine(x, mean, scale, bias) > 0, grad, grad * negative_slope)
     grad_x = scale * dz + (x - mean) * slope + offset
     tl.store(grad_x_ptr + dense, grad_x.to(grad_x_ptr.dtype.element_ty), mask=inside)
+
+
+def _dense(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.contiguous()
 
 
 def batch_norm_act_fwd(
@@ -380,6 +368,7 @@ def batch_norm_act_fwd(
 
     In eval mode they are what the running statistics give, and there is no variance.
     """
+    running_mean, running_var, weight, bias = map(_dense, (running_mean, running_var, weight, bias))
     channels = x.shape[1]
     mean, rstd = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
     var = x.new_empty(channels if training else 0, dtype=torch.float32)
@@ -431,6 +420,7 @@ def batch_norm_act_bwd(
     grad_y = grad_y.contiguous(memory_format=memory_format_of(x, layout))
     grad_x = torch.empty_like(grad_y) if needs_grad_x else x.new_empty(0)
     slope, offset = (torch.empty_like(mean) if training else None for _ in range(2))
+    weight, bias = _dense(weight), _dense(bias)
     parameters = (mean, rstd, weight, bias)
     block = blocks_of(layout, TILE)
     split = split_channels(layout, block)
@@ -456,45 +446,49 @@ def batch_norm_act_bwd(
 
 
 def compiles() -> Iterator[Compile]:
-    """Every kernel, in pixels of 64 channels and in planes of 1024 and of 64 values."""
-    pointers = ("x_ptr", "y_ptr", "grad_y_ptr", "grad_x_ptr")
-    merge = {"BLOCK_P": BLOCK_P, "BLOCK_C": BLOCK_C}
-    for columns, pixels in ((COLUMNS_OF_PIXELS, True), (COLUMNS_OF_PLANES, False), (64, False)):
-        for kernel, tile, constexprs in (
-            (_batch_norm_act_fwd_kernel, TILE, {}),
-            (_batch_norm_act_bwd_kernel, TILE, {}),
-            (_batch_norm_act_moments_kernel, MOMENTS_TILE, {}),
-            (_batch_norm_act_sums_kernel, TILE, {}),
-            (_batch_norm_act_statistics_kernel, 0, {**merge, "TRAINING": True}),
-            (_batch_norm_act_grads_kernel, 0, merge),
+    """Every kernel at every width of a tile, 64 channels first; some without parameters."""
+    widths = [(COLUMNS_OF_PIXELS >> i, True) for i in range(COLUMNS_OF_PIXELS.bit_length())]
+    widths += [(COLUMNS_OF_PLANES >> i, False) for i in range(COLUMNS_OF_PLANES.bit_length())]
+    absent = {"weight_ptr": None, "bias_ptr": None}
+    in_eval = {"slope_ptr": None, "offset_ptr": None}
+    for columns, pixels in widths:
+        for kernel, tile, optional in (
+            (_batch_norm_act_fwd_kernel, TILE, absent),
+            (_batch_norm_act_bwd_kernel, TILE, {**absent, **in_eval}),
+            (_batch_norm_act_moments_kernel, MOMENTS_TILE, None),
+            (_batch_norm_act_sums_kernel, TILE, absent),
         ):
-            if tile:
-                constexprs = {"PIXELS": pixels, "BLOCK_M": tile // columns, "BLOCK_N": columns}
-            elif not pixels:
-                continue
-            signature = {}
-            for name in kernel.arg_names:
-                if name in constexprs:
-                    signature[name] = "constexpr"
-                elif name.endswith("_ptr"):
-                    signature[name] = "*T" if name in pointers else "*fp32"
-                elif name in ("eps", "negative_slope"):
-                    signature[name] = "fp32"
-                else:
-                    signature[name] = "i32"
-            aligned = tuple(
-                name
-                for name, kind in signature.items()
-                if kind[0] == "*" or "stride" in name or name == "columns"
-            )
-            size = (
-                f" {tile // columns}x{columns} {'pixels' if pixels else 'planes'}" if tile else ""
-            )
-            yield Compile(
-                kernel,
-                kernel.__name__.strip("_").removesuffix("_kernel") + size,
-                signature,
-                constexprs,
-                {"num_warps": NUM_WARPS if tile else 4},
-                aligned,
-            )
+            block = {"PIXELS": pixels, "BLOCK_M": tile // columns, "BLOCK_N": columns}
+            size = f"{tile // columns}x{columns} {'pixels' if pixels else 'planes'}"
+            # Of narrower ones neither the sizes nor the strides are known to divide by 16.
+            known = ("columns", "stride") if columns >= 16 else ()
+            yield _compile(kernel, size, block, NUM_WARPS, known)
+            if optional and columns == 64:
+                yield _compile(kernel, f"{size} alone", {**block, **optional}, NUM_WARPS, known)
+    merge = {"BLOCK_P": BLOCK_P, "BLOCK_C": BLOCK_C}
+    training = {**merge, "TRAINING": True, "running_mean_ptr": None, "running_var_ptr": None}
+    yield _compile(_batch_norm_act_statistics_kernel, "training", training, 4)
+    evaluation = {**merge, "TRAINING": False, "parts_ptr": None}
+    yield _compile(_batch_norm_act_statistics_kernel, "eval", evaluation, 4)
+    yield _compile(_batch_norm_act_grads_kernel, "training", merge, 4)
+    evaluation = {**merge, **in_eval, "weight_ptr": None}
+    yield _compile(_batch_norm_act_grads_kernel, "eval", evaluation, 4)
+
+
+def _compile(
+    kernel: Any, size: str, constexprs: dict[str, Any], num_warps: int, known: tuple[str, ...] = ()
+) -> Compile:
+    signature = {}
+    for name in kernel.arg_names:
+        kind = "fp32" if name in ("eps", "negative_slope") else "i32"
+        if name.endswith("_ptr"):
+            kind = "*T" if name in ("x_ptr", "y_ptr", "grad_y_ptr", "grad_x_ptr") else "*fp32"
+        signature[name] = "constexpr" if name in constexprs else kind
+    aligned = [
+        name
+        for name, kind in signature.items()
+        if (kind[0] == "*" and (known or kind != "*T")) or name.endswith(known)
+    ]
+    stem = kernel.__name__.strip("_").removesuffix("_kernel")
+    options = {"num_warps": num_warps}
+    return Compile(kernel, f"{stem} {size}".strip(), signature, constexprs, options, tuple(aligned))

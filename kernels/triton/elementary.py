@@ -1,8 +1,9 @@
 """exp, log, sine and cosine of float32 values, as ``kernels/cpu/elementary.h`` has them.
 
 Triton's own are either rough near 1 and 0 (``ex2.approx``, ``lg2.approx``), or have a slow path
-with a stack. These have neither, and the interpreter runs the arithmetic that a GPU runs. Each is
-within two ulp on the range that it states, but for ``expm1_minus_x``.
+with a stack. These have neither, and the interpreter runs what a GPU runs, but for the rounding of
+the logarithm's division and of products that a GPU fuses. Each is within two ulp on the range that
+it states, if it states no other bound.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from genimg.kernels.triton.runtime import width_for
+
 # 128 bytes of a half dtype are a full line of the cache.
 COLUMNS_OF_PIXELS = 64
 COLUMNS_OF_PLANES = 1024
@@ -27,9 +29,11 @@ PARTS = 4
 def line_offsets(lines, channels, batch_stride, line_stride, PIXELS: tl.constexpr):
     """Where lines begin, in 64 bits."""
     if PIXELS:
-        return lines.to(tl.int64) * line_stride
-    image = lines // channels
-    return image.to(tl.int64) * batch_stride + (lines % channels).to(tl.int64) * line_stride
+        offsets = lines.to(tl.int64) * line_stride
+    else:
+        image = (lines // channels).to(tl.int64)
+        offsets = image * batch_stride + (lines % channels).to(tl.int64) * line_stride
+    return offsets
 
 
 @triton.jit
@@ -84,14 +88,28 @@ def elements(
     n = pid % per_line * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (m < lines)[:, None] & (n < columns)[None, :]
     if PIXELS:
-        return m, n, n, n < columns, inside
-    return m, n, (m % channels).to(tl.int32), m < lines, inside
+        c = n
+        exists = n < columns
+    else:
+        c = (m % channels).to(tl.int32)
+        exists = m < lines
+    return m, n, c, exists, inside
 
 
 @triton.jit
 def over_tile(values, PIXELS: tl.constexpr):
     """One number a channel, over a tile."""
     return values[None, :] if PIXELS else values[:, None]
+
+
+@triton.jit
+def of_channel(ptr, c, inside, otherwise: tl.constexpr):
+    """A parameter as float32, or a constant where there is none."""
+    if ptr is None:
+        values = tl.full(c.shape, otherwise, tl.float32)
+    else:
+        values = tl.load(ptr + c, mask=inside, other=otherwise).to(tl.float32)
+    return values
 
 
 class Layout(NamedTuple):
@@ -116,9 +134,12 @@ def _lies_in_pixels(x: Tensor) -> bool:
     height, width, step = x.shape[2], x.shape[3], x.stride(3)
     if width == 1:
         step = x.stride(2)
-    return (height == 1 or width == 1 or x.stride(2) == width * step) and (
-        x.shape[0] == 1 or x.stride(0) == height * width * step
-    )
+    if height != 1 and width != 1 and x.stride(2) != width * step:
+        return False
+    # Not the condition itself: under dynamic shapes that would be symbolic, and no constant.
+    if x.shape[0] != 1 and x.stride(0) != height * width * step:  # noqa: SIM103
+        return False
+    return True
 
 
 def _lies_in_planes(x: Tensor) -> bool:
@@ -155,7 +176,7 @@ def memory_format_of(x: Tensor, layout: Layout) -> torch.memory_format:
 def blocks_of(layout: Layout, tile: int) -> dict[str, Any]:
     """The constants of a kernel whose tiles have ``tile`` elements."""
     widest = COLUMNS_OF_PIXELS if layout.pixels else COLUMNS_OF_PLANES
-    block_n = min(triton.next_power_of_2(layout.columns), widest, tile)
+    block_n = width_for(layout.columns, min(widest, tile))
     return {"PIXELS": layout.pixels, "BLOCK_M": tile // block_n, "BLOCK_N": block_n}
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from genimg.kernels.triton.elementary import exp, expm1, expm1_minus_x
 from genimg.kernels.triton.offline import Compile
 from genimg.kernels.triton.philox import philox_normal
-from genimg.kernels.triton.runtime import in_order_of, on_device_of
+from genimg.kernels.triton.runtime import in_order_of, on_device_of, width_for
 
 # Counters of a tile: two for each of 128 threads, which have eight elements then.
 TILE = 256
@@ -50,7 +50,7 @@ def _tile(
     row = tl.cast(tl.program_id(0) // parts, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     begin = row * row_size
     # Where 4 does not divide a row, two rows share a counter.
-    first = (begin if ALIGNED else begin // 4 * 4) + part * (4 * COUNTERS)
+    first = (begin if ALIGNED else begin // 4 * 4) + tl.cast(part, tl.int64) * (4 * COUNTERS)
     counter = (first // 4)[:, None] + tl.arange(0, COUNTERS)[None, :]
     element = first[:, None] + tl.arange(0, 4 * COUNTERS)[None, :]
     inside = (row < rows)[:, None] & (element < (begin + row_size)[:, None])
@@ -132,10 +132,11 @@ def _sizes(mu: Tensor) -> tuple[tuple[int, int, int], dict[str, int | bool], int
     """Rows, their size and parts; the constants; the programs."""
     rows = mu.shape[0]
     row_size = mu.numel() // rows
-    aligned = row_size % 4 == 0
-    # One that begins at a counter's last lane has the most.
-    counters = triton.cdiv(row_size if aligned else row_size + 3, 4)
-    block = min(triton.next_power_of_2(counters), TILE)
+    if row_size % 4 == 0:
+        aligned, counters = True, row_size // 4
+    else:  # one that begins at a counter's last lane has the most
+        aligned, counters = False, triton.cdiv(row_size + 3, 4)
+    block = width_for(counters, TILE)
     parts = triton.cdiv(counters, block)
     constants = {"ALIGNED": aligned, "BLOCK_M": TILE // block, "COUNTERS": block}
     return (rows, row_size, parts), constants, triton.cdiv(rows, TILE // block) * parts

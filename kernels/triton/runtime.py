@@ -48,6 +48,18 @@ def in_order_of(like: Tensor, x: Tensor) -> Tensor:
     return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
 
 
+def width_for(n: int, most: int) -> int:
+    """The power of two that ``n`` fits into, but no more than ``most``, which is one.
+
+    By comparisons: where ``n`` is symbolic, as torch.compile has it under dynamic shapes, they are
+    guards on its range, and the graph serves every size that has the same width.
+    """
+    width = 1
+    while width < most and width < n:
+        width *= 2
+    return width
+
+
 def on_device_of(x: Tensor) -> AbstractContextManager[object]:
     """Launch on ``x``'s device: Triton takes the current one, which may be another."""
     # Compiled code guards its device itself.

@@ -4,7 +4,6 @@ A process of its own: the interpreter, which the tests run in, has no kernels to
 told that there is a GPU, and the table that kernels take tensors on the CPU; nothing is launched.
 """
 
-import collections
 import json
 import sys
 
@@ -23,23 +22,24 @@ class TracedError(Exception):
 
 
 def count(graph_module, inputs):
-    found = collections.Counter(
+    """A backend that says how many launches there are."""
+    targets = [
         str(node.target)
         for module in graph_module.modules()
         if hasattr(module, "graph")
         for node in module.graph.nodes
-        if node.op == "call_function"
-    )
-    raise TracedError(found["triton_kernel_wrapper_mutation"])
+    ]
+    raise TracedError(targets.count("triton_kernel_wrapper_mutation"))
 
 
-def kernels_in_graph(op, case):
+def kernels_in_graph(op, case, dynamic):
     """How many launches one graph of forward and backward holds."""
     tensors = prepare(case, torch.float32, "cpu")
     for name in case.grad:
         tensors[name].requires_grad_()
+    torch._dynamo.reset()
     compiled = torch.compile(
-        lambda given: case.call(op.function, given), fullgraph=True, backend=count
+        lambda given: case.call(op.function, given), fullgraph=True, backend=count, dynamic=dynamic
     )
     try:
         with genimg.use_backend("triton"):
@@ -55,6 +55,6 @@ found = {}
 for name, case_name in json.loads(sys.argv[1]).items():
     op = OPS[name]
     object.__setattr__(op.by_backend["triton"], "devices", ("cpu",))
-    torch._dynamo.reset()
-    found[name] = kernels_in_graph(op, next(c for c in op.cases if c.name == case_name))
+    case = next(case for case in op.cases if case.name == case_name)
+    found[name] = [kernels_in_graph(op, case, dynamic) for dynamic in (False, True)]
 print(json.dumps(found))

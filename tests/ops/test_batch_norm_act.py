@@ -139,22 +139,26 @@ def test_gradient_at_exactly_zero_is_the_slope():
     torch.testing.assert_close(x.grad, torch.full_like(x, expected))
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+LAYOUTS = [
+    ((3, 5, 7), "contiguous"),
+    ((2, 3, 4, 5, 6), "contiguous"),
+    ((40, 33), "contiguous"),
+    ((4, 37, 6, 5), "channels_last"),  # blocks of 16 channels and a rest
+    ((4, 1, 6, 5), "contiguous"),
+    ((5, 6, 1, 1), "contiguous"),
+    ((7, 70, 1, 5), "channels_last"),  # lines of one pixel
+    ((3, 70, 5, 1), "channels_last"),
+    ((4, 6, 5, 3), "sliced"),
+    ((4, 6, 5, 3), "expanded"),
+]
+LARGE = [((2, 3, 150, 220), "contiguous"), ((2, 3, 150, 220), "channels_last")]  # three pieces
+
+
 @pytest.mark.parametrize(
-    ("shape", "layout"),
+    ("shape", "layout", "backend"),
     [
-        ((2, 3, 150, 220), "contiguous"),  # a plane of three pieces
-        ((2, 3, 150, 220), "channels_last"),
-        ((3, 5, 7), "contiguous"),
-        ((2, 3, 4, 5, 6), "contiguous"),
-        ((40, 33), "contiguous"),
-        ((4, 37, 6, 5), "channels_last"),  # blocks of 16 channels and a rest
-        ((4, 1, 6, 5), "contiguous"),
-        ((5, 6, 1, 1), "contiguous"),
-        ((7, 70, 1, 5), "channels_last"),  # lines of one pixel
-        ((3, 70, 5, 1), "channels_last"),
-        ((4, 6, 5, 3), "sliced"),
-        ((4, 6, 5, 3), "expanded"),
+        *(pytest.param(*row, "cpu", marks=needs_native) for row in (*LAYOUTS, *LARGE)),
+        *(pytest.param(*row, "triton", marks=needs_triton) for row in LAYOUTS),
     ],
 )
 @pytest.mark.parametrize("training", [True, False])
@@ -290,6 +294,21 @@ def test_triton_twice_is_equal_to_the_bit(small_tiles):
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("training", [True, False])
+def test_kernel_reads_parameters_of_any_stride(training, backend):
+    x = torch.randn(4, 3, 5, 5, requires_grad=True)
+    dense = [torch.rand(3) + 0.5 for _ in range(4)]
+    mean, var, weight, bias = (torch.stack([p, p], 1).flatten()[::2] for p in dense)
+    y = batch_norm_act(x, mean, var, weight, bias, training, backend=backend)
+    grad_y = torch.randn(4, 3, 5, 5)
+    (grad,) = torch.autograd.grad(y, x, grad_y)
+    expected = batch_norm_act(x, *dense, training, backend="reference")
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    (expected_grad,) = torch.autograd.grad(expected, x, grad_y)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5)
+
+
 @needs_triton
 def test_triton_refuses_what_it_cannot():
     x = torch.randn(4, 3, 2, 2)
@@ -355,3 +374,20 @@ def test_auto_takes_the_kernel_where_it_wins():
         table = taken(slower)
         assert table.taken == "reference"
         assert reason in next(row.reason for row in table.rows if row.backend == "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["planes", "pixels"])
+def test_triton_beyond_2_to_the_31_elements(layout):
+    """Mean 0 and 2 in the two halves of a batch, whose second lies beyond 32-bit offsets."""
+    shape = (2, 4, 2**14 + 8, 2**14) if layout == "planes" else (2**29 + 8, 4)
+    x = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
+    half = shape[0] // 2
+    x[half:] = 2
+    mean, var = torch.zeros(4, device="cuda"), torch.zeros(4, device="cuda")
+    y = batch_norm_act(x, mean, var, training=True, momentum=1.0, backend="triton")
+    torch.testing.assert_close(mean, torch.ones(4, device="cuda"))
+    torch.testing.assert_close(var, torch.ones(4, device="cuda"))
+    assert (y[half:] == 1).all()
+    assert (y[:half] < 0).all()

@@ -295,3 +295,24 @@ def test_raw_op_refuses():
         bwd(mu, torch.randn(4), mu, mu, seed)
     with pytest.raises(RuntimeError, match="grad_z to have the shape of mu"):
         bwd(mu[:2], torch.randn(3), mu, mu, seed)
+
+
+@pytest.mark.gpu
+def test_triton_graph_replays_fresh_noise():
+    """The key is drawn in the graph, and read on the device."""
+    mu, logvar = (torch.zeros(64, 128, device="cuda") for _ in range(2))
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):  # warm, as capturing wants it
+        reparam_kl(mu, logvar, backend="triton")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        z, kl = reparam_kl(mu, logvar, backend="triton")
+    seen = []
+    for _ in range(3):
+        graph.replay()
+        seen.append(z.clone())
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+    assert abs(torch.stack(seen).std().item() - 1) < 0.02
+    assert torch.equal(kl, torch.zeros(64, device="cuda"))
