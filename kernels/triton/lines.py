@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from genimg.kernels.triton.runtime import width_for
+from genimg.kernels.triton.runtime import INTERPRETED, width_for
 
 # 128 bytes of a half dtype are a full line of the cache.
 COLUMNS_OF_PIXELS = 64
@@ -23,6 +23,8 @@ COLUMNS_OF_PLANES = 1024
 # the rounding, are the same on all. And so many parts of a channel at least, if it has the tiles.
 PROGRAMS = 528
 PARTS = 4
+# A GPU adds in a tree. The interpreter adds row by row, with the rounding of so long a chain.
+IN_STEPS = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
@@ -67,7 +69,11 @@ def tile_of_channel(
 @triton.jit
 def sum_of_channel(tile, PIXELS: tl.constexpr):
     """Of each channel: [BLOCK_N] of pixels, a scalar of planes."""
-    if PIXELS:  # noqa: SIM108 (Triton compiles both sides of an expression)
+    if PIXELS:
+        if IN_STEPS:
+            step: tl.constexpr = 16 if tile.shape[0] >= 16 else tile.shape[0]
+            tile = tl.reshape(tile, (tile.shape[0] // step, step, tile.shape[1]))
+            tile = tl.sum(tile, 1)
         total = tl.sum(tile, 0)
     else:
         total = tl.sum(tl.sum(tile, 1), 0)
