@@ -17,9 +17,9 @@ from genimg.testing import Case, normal
 ROOT = Path(__file__).parent.parent
 
 
-def load_report():
-    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
-    module = importlib.util.module_from_spec(spec)
+def load(name="report"):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
@@ -41,7 +41,7 @@ def test_report(tmp_path, capsys):
         entry("relu big forward", "cpu", 0.002),
     ]
     results.write_text(json.dumps({"benchmarks": rows}))
-    report = load_report()
+    report = load()
     assert report.main([str(results)]) == 0
     printed = capsys.readouterr().out
     assert (
@@ -54,7 +54,7 @@ def test_report(tmp_path, capsys):
 
 def test_report_of_a_gpu():
     """Triton's column fills itself where Triton ran, with its share of the machine's bound."""
-    report = load_report()
+    report = load()
     rows = {
         "genimg": {"ms": 0.5, "backend": "reference", "bound_ms": 0.1, "flop": 1e9},
         "eager": {"ms": 0.5, "backend": "eager", "bound_ms": 0.1},
@@ -78,9 +78,9 @@ def test_report_of_a_gpu():
 def test_report_refuses_other_files(tmp_path, capsys, text):
     results = tmp_path / "results.json"
     results.write_text(text)
-    assert load_report().main([str(results)]) == 2
+    assert load().main([str(results)]) == 2
     assert "report: " in capsys.readouterr().err
-    assert load_report().main([str(tmp_path / "missing.json")]) == 2
+    assert load().main([str(tmp_path / "missing.json")]) == 2
 
 
 def test_one_benchmark_runs(tmp_path):
@@ -105,7 +105,7 @@ def test_one_benchmark_runs(tmp_path):
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    groups = load_report().load(results)
+    groups = load().load(results)
     assert list(groups) == ["reparam_kl vae_step forward_backward"]
     (rows,) = groups.values()
     assert set(rows) == {"genimg", "eager", "eager_channels_last"}
@@ -142,3 +142,59 @@ def test_eager_reparam_kl_is_the_textbook_s():
 def test_unknown_op_is_refused():
     with pytest.raises(ValueError, match="unknown op 'conv3d'"):
         bench.timed_cases(["conv3d"])
+
+
+def gpu_results():
+    def timed(section, what, p50, **more):
+        spread = {"p20": p50 * 0.9, "p50": p50, "p80": p50 * 1.2, "runs": 20, "graph": True}
+        return {"section": section, "what": what, **spread, **more}
+
+    gpu = {"name": "A GPU", "capability": "9.0", "memory_gib": 1.0, "multiprocessors": 1}
+    op = {"section": "op", "what": "leaky_relu large", "mode": "forward"}
+    return {
+        "facts": {
+            "gpus": {"devices": [gpu], "driver": "580"},
+            "versions": {"torch": "2.11", "triton": "3.6"},
+            "commit": "0123456789abcdef",
+        },
+        "clocks": "1980 MHz, 3201 MHz",
+        "rows": [
+            timed("ceiling", "matmul", 1000.0, flop=8e11),
+            timed("ceiling", "copy", 500.0, bytes=2e9),
+            timed(
+                "cudnn", "64->3@32", 10.0, mode="forward", batch=128, flop=2e9, kernels=["k", "k"]
+            ),
+            timed("op", "leaky_relu large", 30.0, mode="forward", provider="eager_channels_last"),
+            timed("op", "leaky_relu large", 20.0, mode="forward", provider="compile_channels_last"),
+            timed("op", "leaky_relu large", 10.0, mode="forward", provider="triton"),
+            {**op, "provider": "cuda", "failed": "WRONG: y is off"},
+        ],
+    }
+
+
+def test_gpu_report():
+    text = load("gpu_report").report(gpu_results())
+    assert "800 TFLOP/s, copy 4.00 TB/s" in text
+    assert "| leaky_relu large, forward | 30.0 | 20.0 | 10.0 | WRONG | 2.00 |" in text
+    assert "| 64->3@32, 128 | forward | 10.0 (9.0 to 12.0) | 200.0 | 25% | k |" in text
+    assert "- leaky_relu large, forward, cuda: WRONG: y is off" in text
+
+
+def test_gpu_runner_refuses_without_a_gpu(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "gpu_bench.py", tmp_path / "results.json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "no GPU" in done.stderr
+
+
+def test_a_sample_has_its_percentiles():
+    sample = load("gpu_timing").sample(lambda: None, "cpu", 0.01)
+    assert 0 <= sample.p20 <= sample.p50 <= sample.p80
+    assert sample.runs >= 3
+    assert not sample.graph
