@@ -15,7 +15,8 @@ BUILD_TOOLS = $(shell sed -n 's/^requires = \[\(.*\)\]$$/\1/p' pyproject.toml | 
 SOURCES := CMakeLists.txt setup.py $(wildcard cmake/* csrc/* kernels/cpu/* kernels/cuda/* \
 	kernels/cuda/*/*)
 FORMATTED := $(wildcard csrc/*.cpp csrc/*.h kernels/cpu/*.cpp kernels/cpu/*.h kernels/cuda/*.cu \
-	kernels/cuda/*.h kernels/cuda/*/*.h kernels/cuda/*/*.cpp tests/kernels/*.cpp)
+	kernels/cuda/*.h kernels/cuda/*/*.h kernels/cuda/*/*.cpp tests/kernels/*.cpp \
+	tests/kernels/emulated/*.cu tests/kernels/emulated/*.cpp)
 NVCC_PACKAGES := $(foreach p,cuda-nvcc cuda-crt nvvm cuda-cccl cuda-runtime,"nvidia-$(p)==13.0.*")
 
 NEEDS_GPU := import sys, torch; torch.cuda.is_available() or sys.exit('torch sees no GPU here')

@@ -9,6 +9,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+import emulator
 import pytest
 
 # A shell that starts us in the background has SIGINT ignored; some tests send it.
@@ -17,6 +18,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption(
+        "--sanitized",
+        action="store_true",
+        help="run the emulated CUDA kernels under AddressSanitizer and UBSan",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    emulator.sanitized = config.getoption("--sanitized")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,9 +1,9 @@
 // Launchers of the LeakyReLU kernels. Formula, dtypes and source: genimg/ops/leaky_relu.py.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
+
+#include "simt/types.h"
 
 namespace genimg::cuda {
 

@@ -1,0 +1,50 @@
+// 16-byte accesses, and half-precision numbers to float and back.
+#pragma once
+
+#include "simt/simt.h"
+
+namespace genimg::cuda {
+
+// 16 bytes, the widest access a thread can make.
+template <typename T>
+struct alignas(16) Vector {
+  static constexpr int kSize = 16 / sizeof(T);
+  T lane[kSize];
+};
+
+__device__ __forceinline__ float widen(float value) { return value; }
+__device__ __forceinline__ float widen(__half value) { return __half2float(value); }
+__device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+template <typename T>
+__device__ __forceinline__ T narrow(float value);
+template <>
+__device__ __forceinline__ float narrow<float>(float value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ __half narrow<__half>(float value) {
+  return __float2half_rn(value);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+
+template <typename T>
+__device__ __forceinline__ Vector<T> load_vector(const T* from) {
+  return *reinterpret_cast<const Vector<T>*>(from);
+}
+
+template <typename T>
+__device__ __forceinline__ void store_vector(T* to, const Vector<T>& values) {
+  *reinterpret_cast<Vector<T>*>(to) = values;
+}
+
+// Whether vectors can be read and written at all of these addresses.
+template <typename... P>
+bool are_aligned(P... pointers) {
+  return (reinterpret_cast<uintptr_t>(pointers) | ... | uintptr_t{0}) % 16 == 0;
+}
+
+}  // namespace genimg::cuda

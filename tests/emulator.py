@@ -1,0 +1,152 @@
+"""The CUDA kernels on the CPU, every access checked: builds and calls them (docs/emulation.md)."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import shutil
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ROOT / "tests/kernels/emulated"
+
+sanitized = False
+"""Whether the kernels are built for AddressSanitizer and UBSan; pytest's --sanitized sets it."""
+
+
+class KernelError(AssertionError):
+    """A kernel broke a rule of the emulator; the message says which, and where."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """In which order threads and blocks run, and when asynchronous copies land."""
+
+    name: str
+    order: int
+    seed: int = 0
+    eager: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+SCHEDULES = (
+    Schedule("ascending", 0),
+    Schedule("descending_eager", 1, eager=True),
+    Schedule("random", 2, seed=1),
+    Schedule("random_eager", 2, seed=2, eager=True),
+)
+
+
+@dataclass(frozen=True)
+class Read:
+    """An argument that the kernel may only read."""
+
+    tensor: Tensor | None
+
+
+@dataclass(frozen=True)
+class Write:
+    """An output: what the kernel reads of it, it must have written."""
+
+    tensor: Tensor | None
+
+
+@dataclass(frozen=True)
+class Update:
+    """An argument with values that the kernel may read and write."""
+
+    tensor: Tensor | None
+
+
+def _tool(name: str) -> str | None:
+    return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+
+
+def build(folder: Path, kernels: Path | None = None) -> None:
+    """Compile what has changed; a failure is a failed test, no tools are a skipped one."""
+    cmake, ninja = _tool("cmake"), _tool("ninja")
+    if cmake is None or ninja is None or _tool("c++") is None:
+        pytest.skip("the emulated kernels need cmake, ninja and a C++ compiler")
+    configure = [cmake, "-S", SOURCES, "-B", folder, "-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    configure += ["-DCMAKE_BUILD_TYPE=None", f"-DSIMT_SANITIZE={'ON' if sanitized else 'OFF'}"]
+    if kernels is not None:
+        configure.append(f"-DGENIMG_KERNELS={kernels}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        steps = [[cmake, "--build", folder]]
+        if not (folder / "build.ninja").exists():
+            steps.insert(0, configure)
+        for step in steps:
+            done = subprocess.run([str(part) for part in step], capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+
+@cache
+def library(name: str, folder: Path | None = None) -> ctypes.CDLL:
+    """``genimg_emulated``, the kernels, or ``genimg_planted``, kernels with mistakes."""
+    if folder is None:
+        folder = ROOT / "build" / ("emulated-sanitized" if sanitized else "emulated")
+        build(folder)
+    loaded = ctypes.CDLL(str(folder / f"lib{name}.so"))
+    loaded.simt_error.restype = ctypes.c_char_p
+    return loaded
+
+
+def _extent(x: Tensor) -> int:
+    """Bytes from the first element to behind the last."""
+    if x.numel() == 0:
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return (last + 1) * x.element_size()
+
+
+def call(lib: ctypes.CDLL, function: str, *args: Any, schedule: Schedule = SCHEDULES[0]) -> None:
+    """Call a function of the C interface. Integers are int64_t there, and floats float.
+
+    Raises:
+        KernelError: the kernel broke a rule.
+    """
+    passed: list[Any] = []
+    lib.simt_set_options(schedule.order, ctypes.c_uint64(schedule.seed), int(schedule.eager), 0)
+    status = 0
+    try:
+        for number, arg in enumerate(args):
+            if isinstance(arg, (Read, Write, Update)):
+                x = arg.tensor
+                passed.append(ctypes.c_void_p(None if x is None else x.data_ptr()))
+                if x is not None and not sanitized:
+                    status |= lib.simt_add_buffer(
+                        f"argument {number}".encode(),
+                        passed[-1],
+                        ctypes.c_size_t(_extent(x)),
+                        ctypes.c_size_t(x.element_size()),
+                        int(isinstance(arg, Read)),
+                        int(not isinstance(arg, Write)),
+                    )
+            elif isinstance(arg, float):
+                passed.append(ctypes.c_float(arg))
+            else:
+                passed.append(ctypes.c_int64(int(arg)))
+        if status or getattr(lib, function)(*passed):
+            raise KernelError(lib.simt_error().decode())
+    finally:
+        lib.simt_clear_buffers()
+
+
+def statistics(lib: ctypes.CDLL) -> dict[str, int]:
+    """Numbers of the last launch."""
+    numbers = (ctypes.c_uint64 * 5)()
+    lib.simt_statistics(numbers)
+    names = ("blocks", "switches", "accesses", "products", "row_conflicts")
+    return dict(zip(names, numbers, strict=True))
