@@ -2,7 +2,6 @@
 // genimg/ops/batch_norm_act.py.
 #include "../kernels/cpu/batch_norm_act.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -12,136 +11,23 @@
 #include <tuple>
 #include <vector>
 
+#include "channel_layout.h"
 #include "checks.h"
 #include "dispatch.h"
-#include "pages.h"
+
+#ifdef GENIMG_WITH_CUDA
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "../kernels/cuda/batch_norm_act.h"
+#endif
 
 namespace genimg {
 namespace {
 
 using cpu::BatchNormActKernels;
-
-// Elements of a piece: its second reading comes from the cache, and its sums are short.
-constexpr int64_t kPiece = 16384;
-
-// How a tensor lies in memory: planes of one channel, or pixels of all channels.
-struct Layout {
-  bool pixels;
-  int64_t batch, channels, plane;        // N, C, and H * W
-  int64_t batch_stride, channel_stride;  // of planes
-  int64_t pixel_stride;                  // of pixels
-
-  int64_t values_per_channel() const { return batch * plane; }
-};
-
-bool lies_in_pixels(const at::Tensor& x) {
-  if (x.dim() == 2) return x.stride(1) == 1;
-  if (x.dim() != 4 || x.stride(1) != 1 || x.size(1) == 1) return false;
-  const int64_t step = x.stride(3);
-  return (x.size(2) == 1 || x.stride(2) == x.size(3) * step) &&
-         (x.size(0) == 1 || x.stride(0) == x.size(2) * x.size(3) * step);
-}
-
-bool lies_in_planes(const at::Tensor& x) {
-  int64_t expected = 1;
-  for (int64_t d = x.dim() - 1; d >= 2; --d) {
-    if (x.size(d) != 1 && x.stride(d) != expected) return false;
-    expected *= x.size(d);
-  }
-  return true;
-}
-
-struct Laid {
-  at::Tensor x;
-  Layout layout;
-};
-
-// x as it is, where the kernels can read it so, else a copy in NCHW order.
-Laid lay_out(const at::Tensor& given) {
-  const bool pixels = lies_in_pixels(given);
-  const at::Tensor x = pixels || lies_in_planes(given) ? given : given.contiguous();
-  const int64_t batch = x.size(0), channels = x.size(1);
-  const int64_t plane = batch * channels > 0 ? x.numel() / (batch * channels) : 0;
-  const int64_t pixel_stride = x.dim() == 2 ? x.stride(0) : pixels ? x.stride(3) : 0;
-  return {x, {pixels, batch, channels, plane, x.stride(0), x.stride(1), pixel_stride}};
-}
-
-at::Tensor empty_in(const Laid& laid) {
-  const auto format = laid.layout.pixels && laid.x.dim() == 4 ? at::MemoryFormat::ChannelsLast
-                                                              : at::MemoryFormat::Contiguous;
-  at::Tensor empty = at::empty(laid.x.sizes(), laid.x.options(), format);
-  prefer_huge_pages(empty.mutable_data_ptr(), empty.nbytes());
-  return empty;
-}
-
-at::Tensor in_order_of(const Laid& laid, const at::Tensor& grad_y) {
-  const auto format = laid.layout.pixels && laid.x.dim() == 4 ? at::MemoryFormat::ChannelsLast
-                                                              : at::MemoryFormat::Contiguous;
-  return grad_y.contiguous(format);
-}
-
-// A tensor cut into pieces: a stretch of a plane, or a run of pixels.
-struct Pieces {
-  explicit Pieces(const Layout& layout) : layout(layout) {
-    if (layout.pixels) {
-      length = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, layout.channels));
-      per_line = (layout.values_per_channel() + length - 1) / length;
-      count = per_line;
-    } else {
-      length = kPiece;
-      per_line = (layout.plane + length - 1) / length;
-      count = layout.batch * layout.channels * per_line;
-    }
-  }
-
-  int64_t start(int64_t piece) const { return piece % per_line * length; }
-  int64_t size(int64_t piece) const {
-    const int64_t line = layout.pixels ? layout.values_per_channel() : layout.plane;
-    return std::min(length, line - start(piece));
-  }
-  int64_t channel(int64_t piece) const { return piece / per_line % layout.channels; }
-  int64_t image(int64_t piece) const { return piece / per_line / layout.channels; }
-  // Where a piece begins in the tensor itself, and in a dense one of its order.
-  int64_t offset(int64_t piece) const {
-    if (layout.pixels) return start(piece) * layout.pixel_stride;
-    return image(piece) * layout.batch_stride + channel(piece) * layout.channel_stride +
-           start(piece);
-  }
-  int64_t dense_offset(int64_t piece) const {
-    if (layout.pixels) return start(piece) * layout.channels;
-    return (image(piece) * layout.channels + channel(piece)) * layout.plane + start(piece);
-  }
-  // Numbers that a piece has for a channel: one of planes has its own alone.
-  int64_t slot(int64_t piece) const { return layout.pixels ? piece * layout.channels : piece; }
-  int64_t slots() const { return layout.pixels ? count * layout.channels : count; }
-
-  // visit(channel, slot, values) for all pieces; those of a channel always in the same order.
-  template <typename Visit>
-  void in_order(Visit visit) const {
-    for (int64_t piece = 0; piece < count; ++piece) {
-      const int64_t values = size(piece);
-      if (!layout.pixels) {
-        visit(channel(piece), piece, values);
-        continue;
-      }
-      for (int64_t c = 0; c < layout.channels; ++c) visit(c, slot(piece) + c, values);
-    }
-  }
-
-  // run(piece) over torch's threads.
-  template <typename Run>
-  void each(Run run) const {
-    const int64_t elements = layout.batch * layout.channels * layout.plane;
-    const int64_t mean = std::max<int64_t>(1, elements / std::max<int64_t>(1, count));
-    at::parallel_for(0, count, std::max<int64_t>(1, kPiece / mean),
-                     [&](int64_t first, int64_t last) {
-                       for (int64_t piece = first; piece < last; ++piece) run(piece);
-                     });
-  }
-
-  const Layout layout;
-  int64_t length, per_line, count;
-};
 
 template <typename T>
 BatchNormActKernels<T> kernels() = delete;
@@ -182,6 +68,33 @@ void check_channels(const char* op, const char* name, const std::optional<at::Te
 
 void check_input(const char* op, const at::Tensor& x) {
   TORCH_CHECK(x.dim() >= 2, op, ": expected x of shape [N, C, ...], but got ", x.sizes());
+}
+
+using Optional = std::optional<at::Tensor>;
+
+void check_forward(const char* op, const at::Tensor& x, const Optional& weight,
+                   const Optional& bias, const Optional& running_mean, const Optional& running_var,
+                   bool training) {
+  check_input(op, x);
+  check_channels(op, "weight", weight, x);
+  check_channels(op, "bias", bias, x);
+  check_channels(op, "running_mean", running_mean, x);
+  check_channels(op, "running_var", running_var, x);
+  TORCH_CHECK(training || (running_mean && running_var), op,
+              ": expected running statistics, since training=False");
+  TORCH_CHECK(!training || x.numel() > x.size(1), op,
+              ": expected more than 1 value per channel when training, got input size ", x.sizes());
+}
+
+void check_backward(const char* op, const at::Tensor& grad_y, const at::Tensor& x,
+                    const Optional& weight, const Optional& bias, const at::Tensor& mean,
+                    const at::Tensor& rstd) {
+  check_input(op, x);
+  check_like(op, "x", x, "grad_y", grad_y);
+  check_channels(op, "weight", weight, x);
+  check_channels(op, "bias", bias, x);
+  check_channels(op, "mean", mean, x);
+  check_channels(op, "rstd", rstd, x);
 }
 
 template <typename T>
@@ -263,13 +176,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cp
     const std::optional<at::Tensor>& running_var, bool training, double eps,
     double negative_slope) {
   const char* op = "batch_norm_act_fwd";
-  check_input(op, x);
-  check_channels(op, "weight", weight, x);
-  check_channels(op, "bias", bias, x);
-  check_channels(op, "running_mean", running_mean, x);
-  check_channels(op, "running_var", running_var, x);
-  TORCH_CHECK(training || (running_mean && running_var), op,
-              ": expected running statistics, since training=False");
+  check_forward(op, x, weight, bias, running_mean, running_var, training);
   const Laid laid = lay_out(x);
   const Pieces pieces(laid.layout);
   const int64_t channels = x.size(1);
@@ -279,9 +186,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cp
   float* mean_ptr = mean.mutable_data_ptr<float>();
   float* rstd_ptr = rstd.mutable_data_ptr<float>();
   if (training) {
-    TORCH_CHECK(laid.layout.values_per_channel() > 1, op,
-                ": expected more than 1 value per channel when training, got input size ",
-                x.sizes());
     switch (x.scalar_type()) {
       case at::kFloat:
         batch_moments<float>(laid, pieces, mean_ptr, rstd_ptr, var.mutable_data_ptr<float>());
@@ -406,12 +310,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cpu(
     const std::optional<at::Tensor>& bias, const at::Tensor& mean, const at::Tensor& rstd,
     bool training, double negative_slope, bool needs_grad_x) {
   const char* op = "batch_norm_act_bwd";
-  check_input(op, x);
-  check_like(op, "x", x, "grad_y", grad_y);
-  check_channels(op, "weight", weight, x);
-  check_channels(op, "bias", bias, x);
-  check_channels(op, "mean", mean, x);
-  check_channels(op, "rstd", rstd, x);
+  check_backward(op, grad_y, x, weight, bias, mean, rstd);
   const Laid laid = lay_out(x);
   const int64_t channels = x.size(1);
   const Floats means(mean), rstds(rstd);
@@ -438,6 +337,104 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cpu(
   return {grad_x, grad_weight, grad_bias};
 }
 
+#ifdef GENIMG_WITH_CUDA
+
+cuda::BatchNormActShape shape_of(const Layout& layout) {
+  return {layout.pixels,       layout.batch,          layout.channels,    layout.plane,
+          layout.batch_stride, layout.channel_stride, layout.pixel_stride};
+}
+
+// Partial results, and the tickets by which the last block is found.
+struct Scratch {
+  Scratch(const cuda::BatchNormActShape& shape, const at::TensorOptions& options)
+      : floats(at::empty({cuda::batch_norm_act_scratch(shape)}, options)),
+        tickets(at::zeros({shape.channels}, options.dtype(at::kInt))),
+        floats_ptr(floats.mutable_data_ptr<float>()),
+        tickets_ptr(static_cast<unsigned*>(tickets.mutable_data_ptr())) {}
+
+  const at::Tensor floats, tickets;
+  float* const floats_ptr;
+  unsigned* const tickets_ptr;
+};
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cuda(
+    const at::Tensor& x, const Optional& weight, const Optional& bias, const Optional& running_mean,
+    const Optional& running_var, bool training, double eps, double negative_slope) {
+  const char* op = "batch_norm_act_fwd";
+  check_forward(op, x, weight, bias, running_mean, running_var, training);
+  const c10::cuda::CUDAGuard guard(x.device());
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  const Laid laid = lay_out(x);
+  const auto shape = shape_of(laid.layout);
+  const auto options = x.options().dtype(at::kFloat);
+  at::Tensor mean = at::empty({shape.channels}, options),
+             rstd = at::empty({shape.channels}, options),
+             var = at::empty({training ? shape.channels : 0}, options);
+  float* mean_ptr = mean.mutable_data_ptr<float>();
+  float* rstd_ptr = rstd.mutable_data_ptr<float>();
+  const Floats weights(weight), biases(bias);
+  at::Tensor y = empty_in(laid);
+  for_cuda_dtype(op, x.scalar_type(), [&]<typename T>(T) {
+    const T* x_ptr = static_cast<const T*>(laid.x.const_data_ptr());
+    if (training) {
+      const Scratch scratch(shape, options);
+      C10_CUDA_CHECK(cuda::launch_batch_norm_act_stats(
+          x_ptr, shape, static_cast<float>(eps), scratch.floats_ptr, scratch.tickets_ptr, mean_ptr,
+          rstd_ptr, var.mutable_data_ptr<float>(), stream));
+    } else {
+      const Floats means(running_mean), vars(running_var);
+      C10_CUDA_CHECK(cuda::launch_batch_norm_act_running(means.values, vars.values, shape.channels,
+                                                         static_cast<float>(eps), mean_ptr,
+                                                         rstd_ptr, stream));
+    }
+    C10_CUDA_CHECK(cuda::launch_batch_norm_act_fwd(
+        x_ptr, static_cast<T*>(y.mutable_data_ptr()), shape, weights.values, biases.values,
+        mean_ptr, rstd_ptr, static_cast<float>(negative_slope), stream));
+  });
+  return {y, mean, rstd, var};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cuda(
+    const at::Tensor& grad_y, const at::Tensor& x, const Optional& weight, const Optional& bias,
+    const at::Tensor& mean, const at::Tensor& rstd, bool training, double negative_slope,
+    bool needs_grad_x) {
+  const char* op = "batch_norm_act_bwd";
+  check_backward(op, grad_y, x, weight, bias, mean, rstd);
+  const c10::cuda::CUDAGuard guard(x.device());
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  const Laid laid = lay_out(x);
+  const auto shape = shape_of(laid.layout);
+  const auto options = x.options().dtype(at::kFloat);
+  at::Tensor grad_x = needs_grad_x ? empty_in(laid) : at::empty({0}, x.options());
+  if (x.numel() == 0) {
+    return {grad_x, at::zeros({shape.channels}, options), at::zeros({shape.channels}, options)};
+  }
+  const Floats weights(weight), biases(bias), means(mean), rstds(rstd);
+  const at::Tensor grad = in_order_of(laid, grad_y);
+  at::Tensor grad_weight = at::empty({shape.channels}, options),
+             grad_bias = at::empty({shape.channels}, options);
+  float* grad_weight_ptr = grad_weight.mutable_data_ptr<float>();
+  float* grad_bias_ptr = grad_bias.mutable_data_ptr<float>();
+  const auto slope = static_cast<float>(negative_slope);
+  for_cuda_dtype(op, x.scalar_type(), [&]<typename T>(T) {
+    const T* grad_ptr = static_cast<const T*>(grad.const_data_ptr());
+    const T* x_ptr = static_cast<const T*>(laid.x.const_data_ptr());
+    const Scratch scratch(shape, options);
+    C10_CUDA_CHECK(cuda::launch_batch_norm_act_sums(
+        grad_ptr, x_ptr, shape, weights.values, biases.values, means.values, rstds.values, slope,
+        scratch.floats_ptr, scratch.tickets_ptr, grad_weight_ptr, grad_bias_ptr, stream));
+    if (!needs_grad_x) return;
+    // Running statistics do not depend on x.
+    C10_CUDA_CHECK(cuda::launch_batch_norm_act_bwd(
+        grad_ptr, x_ptr, static_cast<T*>(grad_x.mutable_data_ptr()), shape, weights.values,
+        biases.values, means.values, rstds.values, training ? grad_weight_ptr : nullptr,
+        training ? grad_bias_ptr : nullptr, slope, stream));
+  });
+  return {grad_x, grad_weight, grad_bias};
+}
+
+#endif
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(genimg, m) {
@@ -457,5 +454,12 @@ TORCH_LIBRARY_IMPL(genimg, CPU, m) {
   m.impl("batch_norm_act_fwd", batch_norm_act_fwd_cpu);
   m.impl("batch_norm_act_bwd", batch_norm_act_bwd_cpu);
 }
+
+#ifdef GENIMG_WITH_CUDA
+TORCH_LIBRARY_IMPL(genimg, CUDA, m) {
+  m.impl("batch_norm_act_fwd", batch_norm_act_fwd_cuda);
+  m.impl("batch_norm_act_bwd", batch_norm_act_bwd_cuda);
+}
+#endif
 
 }  // namespace genimg

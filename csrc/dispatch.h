@@ -4,10 +4,34 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#ifdef GENIMG_WITH_CUDA
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
 namespace genimg {
 
 [[noreturn]] inline void refuse_dtype(const char* op, at::ScalarType dtype, const char* served) {
   TORCH_CHECK_NOT_IMPLEMENTED(false, op, ": ", dtype, " is not served, only ", served);
 }
+
+#ifdef GENIMG_WITH_CUDA
+
+// run(T{}) for a dtype that the CUDA kernels serve.
+template <typename Run>
+void for_cuda_dtype(const char* op, at::ScalarType dtype, Run run) {
+  switch (dtype) {
+    case at::kFloat:
+      return run(float{});
+    case at::kHalf:
+      return run(__half{});
+    case at::kBFloat16:
+      return run(__nv_bfloat16{});
+    default:
+      refuse_dtype(op, dtype, "float32, float16 and bfloat16");
+  }
+}
+
+#endif
 
 }  // namespace genimg

@@ -12,8 +12,6 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include "../kernels/cuda/leaky_relu.h"
 #endif
@@ -87,39 +85,15 @@ at::Tensor in_order_of(const at::Tensor& like, const at::Tensor& x) {
   return x.strides() == like.strides() ? x : at::empty_like(like).copy_(x);
 }
 
-template <typename T>
-void launch_fwd(const at::Tensor& x, at::Tensor& y, float slope) {
-  C10_CUDA_CHECK(cuda::launch_leaky_relu_fwd(static_cast<const T*>(x.const_data_ptr()),
-                                             static_cast<T*>(y.mutable_data_ptr()), x.numel(),
-                                             slope, c10::cuda::getCurrentCUDAStream()));
-}
-
-template <typename T>
-void launch_bwd(const at::Tensor& grad_y, const at::Tensor& x, at::Tensor& grad_x, float slope) {
-  C10_CUDA_CHECK(cuda::launch_leaky_relu_bwd(static_cast<const T*>(grad_y.const_data_ptr()),
-                                             static_cast<const T*>(x.const_data_ptr()),
-                                             static_cast<T*>(grad_x.mutable_data_ptr()), x.numel(),
-                                             slope, c10::cuda::getCurrentCUDAStream()));
-}
-
 at::Tensor leaky_relu_fwd_cuda(const at::Tensor& x, double negative_slope) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const auto slope = static_cast<float>(negative_slope);
   at::Tensor y = at::empty_like(x);  // dense, in x's memory format
   const at::Tensor dense = in_order_of(y, x);
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      launch_fwd<float>(dense, y, slope);
-      break;
-    case at::kHalf:
-      launch_fwd<__half>(dense, y, slope);
-      break;
-    case at::kBFloat16:
-      launch_fwd<__nv_bfloat16>(dense, y, slope);
-      break;
-    default:
-      refuse_dtype("leaky_relu_fwd", x.scalar_type(), "float32, float16 and bfloat16");
-  }
+  for_cuda_dtype("leaky_relu_fwd", x.scalar_type(), [&]<typename T>(T) {
+    C10_CUDA_CHECK(cuda::launch_leaky_relu_fwd(
+        static_cast<const T*>(dense.const_data_ptr()), static_cast<T*>(y.mutable_data_ptr()),
+        x.numel(), static_cast<float>(negative_slope), c10::cuda::getCurrentCUDAStream()));
+  });
   return y;
 }
 
@@ -127,23 +101,15 @@ at::Tensor leaky_relu_bwd_cuda(const at::Tensor& grad_y, const at::Tensor& x,
                                double negative_slope) {
   check_like("leaky_relu_bwd", "x", x, "grad_y", grad_y);
   const c10::cuda::CUDAGuard guard(x.device());
-  const auto slope = static_cast<float>(negative_slope);
   at::Tensor grad_x = at::empty_like(x);
   const at::Tensor dense = in_order_of(grad_x, x);
   const at::Tensor dense_grad = in_order_of(grad_x, grad_y);
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      launch_bwd<float>(dense_grad, dense, grad_x, slope);
-      break;
-    case at::kHalf:
-      launch_bwd<__half>(dense_grad, dense, grad_x, slope);
-      break;
-    case at::kBFloat16:
-      launch_bwd<__nv_bfloat16>(dense_grad, dense, grad_x, slope);
-      break;
-    default:
-      refuse_dtype("leaky_relu_bwd", x.scalar_type(), "float32, float16 and bfloat16");
-  }
+  for_cuda_dtype("leaky_relu_bwd", x.scalar_type(), [&]<typename T>(T) {
+    C10_CUDA_CHECK(cuda::launch_leaky_relu_bwd(
+        static_cast<const T*>(dense_grad.const_data_ptr()),
+        static_cast<const T*>(dense.const_data_ptr()), static_cast<T*>(grad_x.mutable_data_ptr()),
+        x.numel(), static_cast<float>(negative_slope), c10::cuda::getCurrentCUDAStream()));
+  });
   return grad_x;
 }
 

@@ -244,6 +244,36 @@ def _why_not_cpu(
     )
 
 
+def _why_not_cuda(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    negative_slope: float,
+) -> str | None:
+    return (
+        _native.why_not_cuda()
+        or refuse_dtype(x, (torch.float32, torch.bfloat16, torch.float16))
+        or refuse_transforms()
+        or _refuse_parameters(x, running_mean, running_var, weight, bias)
+        or _refuse_size(x)
+    )
+
+
+def _refuse_size(x: Tensor) -> str | None:
+    if x.shape[1] >= 2**24 or x.numel() >= 2**31 * x.shape[1] > 0:
+        return "a channel of 2^31 values, or 2^24 channels, is more than its indices hold"
+    return None
+
+
+def _why_slower_cuda(*_: Any) -> str | None:
+    return "it was not yet measured to be faster than PyTorch's kernels"
+
+
 def _why_slower_cpu(x: Tensor, *_: Any) -> str | None:
     """Figures: benchmarks/README.md."""
     pixels = x.dim() == 2 or (x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1)
@@ -309,6 +339,7 @@ BATCH_NORM_ACT = Op(
     reference.batch_norm_act,
     CASES,
     impls=(
+        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, _why_slower_cuda),
         Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),
         Impl(
             "triton",

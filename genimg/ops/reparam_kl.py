@@ -134,9 +134,21 @@ if _native.available():
 def _why_not_cpu(
     mu: Tensor, logvar: Tensor, generator: torch.Generator | None, sample: bool
 ) -> str | None:
+    return _native.why_not() or _refuse(mu, logvar, sample, (torch.float32, torch.bfloat16))
+
+
+def _why_not_cuda(
+    mu: Tensor, logvar: Tensor, generator: torch.Generator | None, sample: bool
+) -> str | None:
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    return _native.why_not_cuda() or _refuse(mu, logvar, sample, dtypes)
+
+
+def _refuse(
+    mu: Tensor, logvar: Tensor, sample: bool, dtypes: tuple[torch.dtype, ...]
+) -> str | None:
     return (
-        _native.why_not()
-        or refuse_dtype(mu, (torch.float32, torch.bfloat16))
+        refuse_dtype(mu, dtypes)
         or refuse_dtype(logvar, (mu.dtype,))
         or (None if sample else "sample=False: there is no noise to fuse")
         or refuse_transforms()
@@ -171,12 +183,17 @@ def _triton_bwd(*args: Any) -> tuple[Tensor, Tensor]:
     return kernel.reparam_kl_bwd(*args)
 
 
+def _why_slower_cuda(*_: Any) -> str | None:
+    return "it was not yet measured to be faster than PyTorch's kernels"
+
+
 REPARAM_KL = Op(
     "reparam_kl",
     reparam_kl,
     reference.reparam_kl,
     CASES,
     impls=(
+        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, _why_slower_cuda),
         Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu),
         Impl(
             "triton",

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t v = first; v < vectors; v += step) {
-    const Vector<T> in = load_vector(x + v * Vector<T>::kSize);
+    const Vector<T> in = load_vector<Vector<T>::kSize>(x + v * Vector<T>::kSize);
     Vector<T> out;
 #pragma unroll
     for (int i = 0; i < Vector<T>::kSize; ++i) {
@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t v = first; v < vectors; v += step) {
-    const Vector<T> gate = load_vector(x + v * Vector<T>::kSize);
-    const Vector<T> grad = load_vector(grad_y + v * Vector<T>::kSize);
+    const Vector<T> gate = load_vector<Vector<T>::kSize>(x + v * Vector<T>::kSize);
+    const Vector<T> grad = load_vector<Vector<T>::kSize>(grad_y + v * Vector<T>::kSize);
     Vector<T> out;
 #pragma unroll
     for (int i = 0; i < Vector<T>::kSize; ++i) {

@@ -5,11 +5,11 @@
 
 namespace genimg::cuda {
 
-// 16 bytes, the widest access a thread can make.
-template <typename T>
-struct alignas(16) Vector {
-  static constexpr int kSize = 16 / sizeof(T);
-  T lane[kSize];
+// By default 16 bytes, the widest access a thread can make.
+template <typename T, int kLanes = 16 / sizeof(T)>
+struct alignas(kLanes * sizeof(T)) Vector {
+  static constexpr int kSize = kLanes;
+  T lane[kLanes];
 };
 
 __device__ __forceinline__ float widen(float value) { return value; }
@@ -31,14 +31,14 @@ __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float value) {
   return __float2bfloat16_rn(value);
 }
 
-template <typename T>
-__device__ __forceinline__ Vector<T> load_vector(const T* from) {
-  return *reinterpret_cast<const Vector<T>*>(from);
+template <int kLanes, typename T>
+__device__ __forceinline__ Vector<T, kLanes> load_vector(const T* from) {
+  return *reinterpret_cast<const Vector<T, kLanes>*>(from);
 }
 
-template <typename T>
-__device__ __forceinline__ void store_vector(T* to, const Vector<T>& values) {
-  *reinterpret_cast<Vector<T>*>(to) = values;
+template <typename T, int kLanes>
+__device__ __forceinline__ void store_vector(T* to, const Vector<T, kLanes>& values) {
+  *reinterpret_cast<Vector<T, kLanes>*>(to) = values;
 }
 
 // Whether vectors can be read and written at all of these addresses.

@@ -1,5 +1,8 @@
 """Every case of every op with CUDA kernels, forward and all gradients, through the emulator."""
 
+from dataclasses import replace
+from importlib import import_module
+
 import pytest
 import torch
 from contract import small_cases
@@ -7,6 +10,9 @@ from emulated_ops import HOSTS, emulated
 
 from genimg.backends import OPS, BackendError
 from genimg.testing import compare
+
+batch_norm_act = import_module("genimg.reference.batch_norm_act")
+reparam_kl = import_module("genimg.reference.reparam_kl")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CASES = [
@@ -32,3 +38,77 @@ def test_case(op, case, dtype, monkeypatch):
         except BackendError as refusal:
             pytest.skip(str(refusal))
     assert not [error for error in errors if not error.ok]
+
+
+def _batch_norm(shape, memory_format=torch.contiguous_format, offset=0):
+    def make(generator):
+        tensors = batch_norm_act._make(*shape)(generator)
+        x = torch.empty(tensors["x"].numel() + offset, dtype=torch.float64)[offset:]
+        tensors["x"] = x.view(shape).copy_(tensors["x"]).contiguous(memory_format=memory_format)
+        return tensors
+
+    return make
+
+
+NHWC = torch.channels_last
+# What the ops' own small cases do not reach: vectors, several blocks a channel, idle threads.
+LARGER = {
+    "planes_vectors": _batch_norm((4, 16, 16, 16)),
+    "planes_shares": _batch_norm((3, 2, 64, 96)),
+    "planes_scalar_shares": _batch_norm((3, 2, 45, 47)),
+    "pixels_vectors": _batch_norm((4, 64, 9, 9), NHWC),
+    "pixels_idle_columns": _batch_norm((5, 40, 12, 12), NHWC),
+    "pixels_groups": _batch_norm((2, 264, 5, 5), NHWC),
+    "pixels_scalar_shares": _batch_norm((4, 5, 33, 31), NHWC),
+    "pixels_of_one_image": _batch_norm((1, 24, 6, 6), NHWC),
+    "rows": _batch_norm((64, 24)),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", LARGER)
+def test_batch_norm_act_in_larger_tensors(name, dtype, training, monkeypatch):
+    case = batch_norm_act._case(
+        name, "", LARGER[name], batch_norm_act._call(training, negative_slope=0.2)
+    )
+    entry = OPS["batch_norm_act"]
+    with emulated("batch_norm_act", monkeypatch):
+        errors = compare(case, entry.function, entry.reference, "cuda", dtype)
+    assert not [error for error in errors if not error.ok]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(17, 64), (3, 2050), (2, 4099), (9, 1), (1, 5000), (300, 3)])
+def test_reparam_kl_in_larger_tensors(shape, dtype, monkeypatch):
+    """Rows of a warp and of a block, that begin anywhere in a counter's four values."""
+    case = replace(OPS["reparam_kl"].cases[1], tensors=reparam_kl._make(*shape))
+    entry = OPS["reparam_kl"]
+    with emulated("reparam_kl", monkeypatch):
+        errors = compare(case, entry.function, entry.reference, "cuda", dtype)
+    assert not [error for error in errors if not error.ok]
+
+
+def test_philox_is_the_reference_s(monkeypatch):
+    """mu 0 and logvar 0 leave the noise: words equal to the bit, values to a few ulp."""
+    mu = torch.zeros(7, 33)
+    with emulated("reparam_kl", monkeypatch):
+        torch.manual_seed(3)
+        got, _ = OPS["reparam_kl"].function(mu, mu, backend="cuda")
+    torch.manual_seed(3)
+    seed = reparam_kl.draw_seed(mu.device)
+    expected = reparam_kl.philox_normal(mu.numel(), seed, torch.float64).view(mu.shape)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=5e-7)
+
+
+@pytest.mark.parametrize("op", HOSTS)
+def test_auto_passes_over_what_was_not_measured(op):
+    """One readable sentence, and the kernel still runs when it is named."""
+    impl = OPS[op].by_backend["cuda"]
+    x = torch.empty(4, 4)
+    rest = {
+        "leaky_relu": (0.1, False),
+        "batch_norm_act": (None,) * 8,
+        "reparam_kl": (x, None, True),
+    }
+    assert "measured" in impl.why_slower(x, *rest[op])

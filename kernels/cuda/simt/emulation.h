@@ -4,6 +4,8 @@
 
 #include <math.h>
 
+#include <algorithm>
+
 #include <tuple>
 #include <utility>
 
@@ -224,6 +226,10 @@ SIMT_INLINE T __ldg(const T* address, SIMT_SITE) {
   return *address;
 }
 
+using std::max;
+using std::min;
+inline unsigned __float_as_uint(float value) { return simt::to_bits(value); }
+inline float __uint_as_float(unsigned bits) { return simt::from_bits(bits); }
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32);
 }

@@ -1,0 +1,434 @@
+#include "batch_norm_act.h"
+
+#include "channel_walk.h"
+#include "vector.h"
+
+namespace genimg::cuda {
+namespace {
+
+constexpr int64_t kMaxShares = 128;  // of a channel's values: partial results to read at the end
+constexpr int64_t kBlocksWanted = 1024;  // enough for every multiprocessor to have several
+
+__device__ __forceinline__ bool is_finite(float value) { return value - value == 0; }
+
+// Count, mean and the sum of squared deviations, per channel; of values minus a shift that lies
+// among them, so that the mean keeps its digits however far it is from 0.
+template <int kSlots>
+struct Moments {
+  static constexpr int kNumbers = 1 + 2 * kSlots;
+  float count = 0;
+  float mean[kSlots] = {}, m2[kSlots] = {};
+
+  __device__ __forceinline__ float number(int i) const {
+    return i == 0 ? count : i <= kSlots ? mean[i - 1] : m2[i - 1 - kSlots];
+  }
+  __device__ __forceinline__ void merge(const float (&other)[kNumbers]) {
+    if (other[0] == 0) return;
+    const float total = count + other[0], share = other[0] / total;
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      const float delta = other[1 + s] - mean[s];
+      mean[s] += delta * share;
+      m2[s] += other[1 + kSlots + s] + delta * delta * (count * share);
+    }
+    count = total;
+  }
+};
+
+// Of dz, and of dz (x - mean), per channel.
+template <int kSlots>
+struct Sums {
+  static constexpr int kNumbers = 2 * kSlots;
+  float dz[kSlots] = {}, dz_x[kSlots] = {};
+
+  __device__ __forceinline__ float number(int i) const {
+    return i < kSlots ? dz[i] : dz_x[i - kSlots];
+  }
+  __device__ __forceinline__ void merge(const float (&other)[kNumbers]) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      dz[s] += other[s];
+      dz_x[s] += other[kSlots + s];
+    }
+  }
+};
+
+// z = (x - mean) * scale + shift of the thread's channels.
+template <int kSlots>
+struct Affine {
+  float mean[kSlots], scale[kSlots], shift[kSlots];
+
+  __device__ __forceinline__ Affine(int channel, const float* weight, const float* bias,
+                                    const float* means, const float* rstd) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      mean[s] = means[channel + s];
+      scale[s] = (weight ? weight[channel + s] : 1.0f) * rstd[channel + s];
+      shift[s] = bias ? bias[channel + s] : 0.0f;
+    }
+  }
+};
+
+// Slope 0 is ReLU, which sends -Inf to 0, not to NaN.
+__device__ __forceinline__ float activate(float z, float negative_slope) {
+  const float scaled = negative_slope == 0 && z < 0 ? 0.0f : z * negative_slope;
+  return z > 0 ? z : scaled;
+}
+
+// The channels of this block whose results a thread brings together at the end.
+template <typename Visit>
+__device__ __forceinline__ void over_channels_of_block(const WalkShape& shape, int per_column,
+                                                       Visit visit) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * shape.lanes * per_column;
+  const int64_t rest = shape.tensor.channels - first;
+  const int count = static_cast<int>(min(rest, static_cast<int64_t>(shape.lanes) * per_column));
+  for (int c = threadIdx.x; c < count; c += kThreads) visit(first + c);
+}
+
+template <typename T, bool kPixels, int kLanes>
+__global__ void __launch_bounds__(kThreads)
+    batch_norm_act_stats_kernel(const T* x, WalkShape shape, float eps, float* scratch,
+                                unsigned* tickets, float* mean, float* rstd, float* var) {
+  using ThisWalk = Walk<kPixels, kLanes>;
+  constexpr int kSlots = ThisWalk::kSlots;
+  const ThisWalk walk(shape);
+  const int64_t channels = shape.tensor.channels, numbers = channels * gridDim.y;
+  Moments<kSlots> all;
+  float offset[kSlots] = {};
+  if (walk.end > 0) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      const float value = widen(x[walk.offset(0) + s]);
+      offset[s] = is_finite(value) ? value : 0;
+    }
+  }
+  for (unsigned i = walk.first; i < walk.end; i += kUnroll * walk.stride) {
+    Vector<T, kLanes> values[kUnroll];
+    int count = 0;
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      if (i + u * walk.stride < walk.end) {
+        values[u] = load_vector<kLanes>(x + walk.offset(i + u * walk.stride));
+        count = u + 1;
+      }
+    }
+    // Mean, then deviations from it, of what is in registers.
+    float part[Moments<kSlots>::kNumbers] = {};
+    part[0] = static_cast<float>(count * (kLanes / kSlots));
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+#pragma unroll
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int s = ThisWalk::slot(lane);
+        if (u < count) part[1 + s] += widen(values[u].lane[lane]) - offset[s];
+      }
+    }
+    const float inverse = 1 / part[0];
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) part[1 + s] *= inverse;
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+#pragma unroll
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int s = ThisWalk::slot(lane);
+        const float d = widen(values[u].lane[lane]) - offset[s] - part[1 + s];
+        if (u < count) part[1 + kSlots + s] += d * d;
+      }
+    }
+    all.merge(part);
+  }
+  merge_columns(&all, shape.lanes);
+  if (walk.row == 0 && walk.end > 0) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      const int64_t at = blockIdx.y * channels + walk.channel + s;
+      scratch[at] = all.count;
+      scratch[numbers + at] = all.mean[s];
+      scratch[2 * numbers + at] = all.m2[s];
+    }
+  }
+  if (!is_last_block(tickets)) return;
+  over_channels_of_block(shape, kSlots, [&](int64_t c) {
+    const float value = widen(x[kPixels ? c : c * shape.tensor.channel_stride]);
+    const double total = shape.channel_values;
+    double shifted = 0, deviations = 0;
+    for (int64_t at = c; at < numbers; at += channels) {
+      shifted += scratch[numbers + at] * (scratch[at] / total);
+    }
+    for (int64_t at = c; at < numbers; at += channels) {
+      const double delta = scratch[numbers + at] - shifted;
+      deviations += scratch[2 * numbers + at] + delta * delta * scratch[at];
+    }
+    mean[c] = static_cast<float>((is_finite(value) ? value : 0) + shifted);
+    rstd[c] = static_cast<float>(1 / sqrt(deviations / total + eps));
+    var[c] = static_cast<float>(deviations / (total - 1));
+  });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    batch_norm_act_running_kernel(const float* running_mean, const float* running_var,
+                                  int64_t channels, float eps, float* mean, float* rstd) {
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= channels) return;
+  mean[c] = running_mean[c];
+  rstd[c] = static_cast<float>(1 / sqrt(static_cast<double>(running_var[c]) + eps));
+}
+
+template <typename T, bool kPixels, int kLanes>
+__global__ void __launch_bounds__(kThreads)
+    batch_norm_act_fwd_kernel(const T* x, T* y, WalkShape shape, const float* weight,
+                              const float* bias, const float* mean, const float* rstd,
+                              float negative_slope) {
+  using ThisWalk = Walk<kPixels, kLanes>;
+  const ThisWalk walk(shape);
+  if (walk.end == 0) return;
+  const Affine<ThisWalk::kSlots> affine(walk.channel, weight, bias, mean, rstd);
+#pragma unroll kUnroll
+  for (unsigned i = walk.first; i < walk.end; i += walk.stride) {
+    const auto in = load_vector<kLanes>(x + walk.offset(i));
+    Vector<T, kLanes> out;
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int s = ThisWalk::slot(lane);
+      const float z = (widen(in.lane[lane]) - affine.mean[s]) * affine.scale[s] + affine.shift[s];
+      out.lane[lane] = narrow<T>(activate(z, negative_slope));
+    }
+    store_vector(y + walk.dense_offset(i), out);
+  }
+}
+
+template <typename T, bool kPixels, int kLanes>
+__global__ void __launch_bounds__(kThreads)
+    batch_norm_act_sums_kernel(const T* grad_y, const T* x, WalkShape shape, const float* weight,
+                               const float* bias, const float* mean, const float* rstd,
+                               float negative_slope, float* scratch, unsigned* tickets,
+                               float* grad_weight, float* grad_bias) {
+  using ThisWalk = Walk<kPixels, kLanes>;
+  constexpr int kSlots = ThisWalk::kSlots;
+  const ThisWalk walk(shape);
+  const int64_t channels = shape.tensor.channels, numbers = channels * gridDim.y;
+  Sums<kSlots> all;
+  if (walk.end > 0) {
+    const Affine<kSlots> affine(walk.channel, weight, bias, mean, rstd);
+#pragma unroll 2
+    for (unsigned i = walk.first; i < walk.end; i += walk.stride) {
+      const auto in = load_vector<kLanes>(x + walk.offset(i));
+      const auto grad = load_vector<kLanes>(grad_y + walk.dense_offset(i));
+#pragma unroll
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int s = ThisWalk::slot(lane);
+        const float centred = widen(in.lane[lane]) - affine.mean[s], g = widen(grad.lane[lane]);
+        const float dz = centred * affine.scale[s] + affine.shift[s] > 0 ? g : g * negative_slope;
+        all.dz[s] += dz;
+        all.dz_x[s] += dz * centred;
+      }
+    }
+  }
+  merge_columns(&all, shape.lanes);
+  if (walk.row == 0 && walk.end > 0) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      const int64_t at = blockIdx.y * channels + walk.channel + s;
+      scratch[at] = all.dz[s];
+      scratch[numbers + at] = all.dz_x[s];
+    }
+  }
+  if (!is_last_block(tickets)) return;
+  over_channels_of_block(shape, kSlots, [&](int64_t c) {
+    double dz = 0, dz_x = 0;
+    for (int64_t at = c; at < numbers; at += channels) {
+      dz += scratch[at];
+      dz_x += scratch[numbers + at];
+    }
+    grad_bias[c] = static_cast<float>(dz);
+    grad_weight[c] = static_cast<float>(dz_x * rstd[c]);
+  });
+}
+
+template <typename T, bool kPixels, int kLanes>
+__global__ void __launch_bounds__(kThreads)
+    batch_norm_act_bwd_kernel(const T* grad_y, const T* x, T* grad_x, WalkShape shape,
+                              const float* weight, const float* bias, const float* mean,
+                              const float* rstd, const float* grad_weight, const float* grad_bias,
+                              float negative_slope) {
+  using ThisWalk = Walk<kPixels, kLanes>;
+  constexpr int kSlots = ThisWalk::kSlots;
+  const ThisWalk walk(shape);
+  if (walk.end == 0) return;
+  const Affine<kSlots> affine(walk.channel, weight, bias, mean, rstd);
+  // grad_x = scale dz + (x - mean) slope + constant
+  float slope[kSlots] = {}, constant[kSlots] = {};
+  if (grad_weight) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      const int c = walk.channel + s;
+      const float share = -affine.scale[s] / static_cast<float>(shape.channel_values);
+      slope[s] = share * rstd[c] * grad_weight[c];
+      constant[s] = share * grad_bias[c];
+    }
+  }
+#pragma unroll 2
+  for (unsigned i = walk.first; i < walk.end; i += walk.stride) {
+    const int64_t dense = walk.dense_offset(i);
+    const auto in = load_vector<kLanes>(x + walk.offset(i));
+    const auto grad = load_vector<kLanes>(grad_y + dense);
+    Vector<T, kLanes> out;
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int s = ThisWalk::slot(lane);
+      const float centred = widen(in.lane[lane]) - affine.mean[s], g = widen(grad.lane[lane]);
+      const float dz = centred * affine.scale[s] + affine.shift[s] > 0 ? g : g * negative_slope;
+      out.lane[lane] = narrow<T>(affine.scale[s] * dz + (centred * slope[s] + constant[s]));
+    }
+    store_vector(grad_x + dense, out);
+  }
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Shares of a channel's values that are worth a block each.
+int64_t count_shares(int64_t steps, int64_t rows, int64_t groups) {
+  const int64_t useful = ceil_div(steps, rows * kUnroll);
+  const int64_t wanted = ceil_div(kBlocksWanted, groups);
+  const int64_t shares = useful < wanted ? useful : wanted;
+  return shares < 1 ? 1 : shares < kMaxShares ? shares : kMaxShares;
+}
+
+struct Plan {
+  WalkShape walk;
+  dim3 grid;
+};
+
+Plan plan_of(const BatchNormActShape& shape, int lanes_of_vector) {
+  const int64_t values = shape.batch * shape.plane;
+  Plan plan{{shape, 1, 0, 0, static_cast<double>(values)}, {}};
+  int64_t groups = shape.channels;
+  if (shape.pixels) {
+    plan.walk.line = static_cast<unsigned>(shape.channels / lanes_of_vector);
+    plan.walk.steps = static_cast<unsigned>(values);
+    while (plan.walk.lanes < 32 && plan.walk.lanes < static_cast<int>(plan.walk.line)) {
+      plan.walk.lanes *= 2;
+    }
+    groups = ceil_div(plan.walk.line, plan.walk.lanes);
+  } else {
+    plan.walk.line = static_cast<unsigned>(shape.plane / lanes_of_vector);
+    plan.walk.steps = static_cast<unsigned>(shape.batch * plan.walk.line);
+  }
+  const int64_t shares = count_shares(plan.walk.steps, kThreads / plan.walk.lanes, groups);
+  plan.grid = dim3(static_cast<unsigned>(groups), static_cast<unsigned>(shares));
+  return plan;
+}
+
+template <typename T, typename... P>
+bool fits_vectors(const BatchNormActShape& shape, P... pointers) {
+  constexpr int64_t kSize = Vector<T>::kSize;
+  const int64_t lengths = shape.pixels ? shape.channels | shape.pixel_stride
+                                       : shape.plane | shape.batch_stride | shape.channel_stride;
+  return lengths % kSize == 0 && are_aligned(pointers...);
+}
+
+// run(std::bool_constant<pixels>, std::integral_constant<int, lanes>, plan)
+template <typename T, typename Run, typename... P>
+cudaError_t choose_walk(const BatchNormActShape& shape, Run run, P... pointers) {
+  constexpr int kSize = Vector<T>::kSize;
+  if (shape.batch * shape.plane * shape.channels == 0) return cudaSuccess;
+  if (shape.batch * shape.plane >= kBatchNormActMaxValues ||
+      shape.channels >= kBatchNormActMaxChannels) {
+    return cudaErrorInvalidValue;
+  }
+  const bool vectors = fits_vectors<T>(shape, pointers...);
+  const Plan plan = plan_of(shape, vectors ? kSize : 1);
+  using True = std::true_type;
+  using False = std::false_type;
+  using Wide = std::integral_constant<int, kSize>;
+  using Narrow = std::integral_constant<int, 1>;
+  if (shape.pixels) return vectors ? run(True{}, Wide{}, plan) : run(True{}, Narrow{}, plan);
+  return vectors ? run(False{}, Wide{}, plan) : run(False{}, Narrow{}, plan);
+}
+
+}  // namespace
+
+int64_t batch_norm_act_scratch(const BatchNormActShape& shape) {
+  const int64_t most = ceil_div(shape.batch * shape.plane, kUnroll);
+  return 3 * shape.channels * (most < kMaxShares ? most : kMaxShares);
+}
+
+template <typename T>
+cudaError_t launch_batch_norm_act_stats(const T* x, const BatchNormActShape& shape, float eps,
+                                        float* scratch, unsigned* tickets, float* mean, float* rstd,
+                                        float* var, cudaStream_t stream) {
+  const auto run = [=](auto pixels, auto lanes, const Plan& plan) {
+    return simt::launch(batch_norm_act_stats_kernel<T, pixels(), lanes()>, plan.grid, kThreads, 0,
+                        stream, x, plan.walk, eps, scratch, tickets, mean, rstd, var);
+  };
+  return choose_walk<T>(shape, run, x);
+}
+
+cudaError_t launch_batch_norm_act_running(const float* running_mean, const float* running_var,
+                                          int64_t channels, float eps, float* mean, float* rstd,
+                                          cudaStream_t stream) {
+  if (channels == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(ceil_div(channels, kThreads)));
+  return simt::launch(batch_norm_act_running_kernel, grid, kThreads, 0, stream, running_mean,
+                      running_var, channels, eps, mean, rstd);
+}
+
+template <typename T>
+cudaError_t launch_batch_norm_act_fwd(const T* x, T* y, const BatchNormActShape& shape,
+                                      const float* weight, const float* bias, const float* mean,
+                                      const float* rstd, float negative_slope,
+                                      cudaStream_t stream) {
+  const auto run = [=](auto pixels, auto lanes, const Plan& plan) {
+    return simt::launch(batch_norm_act_fwd_kernel<T, pixels(), lanes()>, plan.grid, kThreads, 0,
+                        stream, x, y, plan.walk, weight, bias, mean, rstd, negative_slope);
+  };
+  return choose_walk<T>(shape, run, x, y);
+}
+
+template <typename T>
+cudaError_t launch_batch_norm_act_sums(const T* grad_y, const T* x, const BatchNormActShape& shape,
+                                       const float* weight, const float* bias, const float* mean,
+                                       const float* rstd, float negative_slope, float* scratch,
+                                       unsigned* tickets, float* grad_weight, float* grad_bias,
+                                       cudaStream_t stream) {
+  const auto run = [=](auto pixels, auto lanes, const Plan& plan) {
+    return simt::launch(batch_norm_act_sums_kernel<T, pixels(), lanes()>, plan.grid, kThreads, 0,
+                        stream, grad_y, x, plan.walk, weight, bias, mean, rstd, negative_slope,
+                        scratch, tickets, grad_weight, grad_bias);
+  };
+  return choose_walk<T>(shape, run, grad_y, x);
+}
+
+template <typename T>
+cudaError_t launch_batch_norm_act_bwd(const T* grad_y, const T* x, T* grad_x,
+                                      const BatchNormActShape& shape, const float* weight,
+                                      const float* bias, const float* mean, const float* rstd,
+                                      const float* grad_weight, const float* grad_bias,
+                                      float negative_slope, cudaStream_t stream) {
+  const auto run = [=](auto pixels, auto lanes, const Plan& plan) {
+    return simt::launch(batch_norm_act_bwd_kernel<T, pixels(), lanes()>, plan.grid, kThreads, 0,
+                        stream, grad_y, x, grad_x, plan.walk, weight, bias, mean, rstd, grad_weight,
+                        grad_bias, negative_slope);
+  };
+  return choose_walk<T>(shape, run, grad_y, x, grad_x);
+}
+
+#define GENIMG_INSTANTIATE(T)                                                                     \
+  template cudaError_t launch_batch_norm_act_stats<T>(const T*, const BatchNormActShape&, float,  \
+                                                      float*, unsigned*, float*, float*, float*,  \
+                                                      cudaStream_t);                              \
+  template cudaError_t launch_batch_norm_act_fwd<T>(const T*, T*, const BatchNormActShape&,       \
+                                                    const float*, const float*, const float*,     \
+                                                    const float*, float, cudaStream_t);           \
+  template cudaError_t launch_batch_norm_act_sums<T>(                                             \
+      const T*, const T*, const BatchNormActShape&, const float*, const float*, const float*,     \
+      const float*, float, float*, unsigned*, float*, float*, cudaStream_t);                      \
+  template cudaError_t launch_batch_norm_act_bwd<T>(                                              \
+      const T*, const T*, T*, const BatchNormActShape&, const float*, const float*, const float*, \
+      const float*, const float*, const float*, float, cudaStream_t);
+GENIMG_INSTANTIATE(float)
+GENIMG_INSTANTIATE(__half)
+GENIMG_INSTANTIATE(__nv_bfloat16)
+#undef GENIMG_INSTANTIATE
+
+}  // namespace genimg::cuda
