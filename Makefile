@@ -23,11 +23,11 @@ NEEDS_GPU := import sys, torch; torch.cuda.is_available() or sys.exit('torch see
 GPU_NAME := import torch; print('-'.join(torch.cuda.get_device_name().lower().split()))
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-gpu bench bench-gpu check format lint check-cuda check-triton
-.PHONY: sanitize dist clean
+.PHONY: help setup demo test test-gpu bench bench-gpu check format lint check-cuda check-barriers
+.PHONY: check-triton sanitize dist clean
 
 help:  ## show this
-	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | awk -F'# ' '{printf "make %-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | awk -F'# ' '{printf "make %-14s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.built  ## .venv with torch, the build tools, and genimg built from source
 
@@ -73,17 +73,24 @@ check-cuda: setup  ## compile the CUDA kernels and their glue; needs no GPU and 
 	$(BIN)/cmake -S . -B build/check-cuda -GNinja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 		-DPython_EXECUTABLE=$(abspath $(PY)) -DGENIMG_COMPILE_ONLY=ON -DGENIMG_WERROR=ON
 	$(BIN)/cmake --build build/check-cuda
+	$(PY) tests/kernels/nvcc_gate.py report build/check-cuda
+
+check-barriers: setup  ## remove each barrier from each CUDA kernel: a test must fail every time
+	OMP_NUM_THREADS=1 $(PY) tests/kernels/check_barriers.py
 
 check-triton: setup  ## compile the Triton kernels for GPUs that are not here, under two Tritons
 	$(PY) tests/kernels/check_triton.py $(ARGS)
 
 # libstdc++ as well: without it the sanitizer ends the process at the first C++ exception. Without
 # test_contract, where torch.compile's own processes would run under it and take all memory.
-sanitize:  ## run the tests of the ops under AddressSanitizer and UBSan
+sanitize:  ## run the ops, CUDA kernels too, under AddressSanitizer and UBSan
 	CMAKE_ARGS=-DGENIMG_SANITIZE=address,undefined $(MAKE) setup
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PY) -m pytest tests/ops \
 		--ignore=tests/ops/test_contract.py $(ARGS)
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PY) -m pytest --sanitized \
+		tests/kernels/test_cuda_emulated.py tests/kernels/test_simt.py $(ARGS)
 
 dist: setup  ## sdist and wheel, into dist/
 	$(PY) -m build --no-isolation

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 # Triton reads it when a kernel is defined. Without a GPU its kernels run in the interpreter.
 import torch
@@ -23,10 +24,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the emulated CUDA kernels under AddressSanitizer and UBSan",
     )
+    parser.addoption(
+        "--emulated-kernels",
+        type=Path,
+        metavar="FOLDER",
+        help="CUDA kernels to emulate instead of kernels/cuda",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     emulator.sanitized = config.getoption("--sanitized")
+    emulator.kernels = config.getoption("--emulated-kernels")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import emulator
 import pytest
 import torch
 from emulator import SCHEDULES, Read, Update, Write, call, library
@@ -29,7 +30,7 @@ def launch(function: str, dtype: torch.dtype, *args: Any) -> None:
     ]
     before = [x.clone() for x in written]
     first: list[Tensor] = []
-    for schedule in SCHEDULES:
+    for schedule in SCHEDULES if not emulator.sanitized else SCHEDULES[-1:]:
         for x, start in zip(written, before, strict=True):
             x.copy_(start)
         call(library("genimg_emulated"), f"{function}_{NAMES[dtype]}", *args, schedule=schedule)

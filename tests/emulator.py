@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import shutil
 import subprocess
+import sys
 import sysconfig
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,9 @@ SOURCES = ROOT / "tests/kernels/emulated"
 
 sanitized = False
 """Whether the kernels are built for AddressSanitizer and UBSan; pytest's --sanitized sets it."""
+
+kernels: Path | None = None
+"""Other kernels than the repository's; pytest's --emulated-kernels sets it."""
 
 
 class KernelError(AssertionError):
@@ -72,11 +76,11 @@ def _tool(name: str) -> str | None:
     return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
 
 
-def build(folder: Path, kernels: Path | None = None) -> None:
+def build(folder: Path) -> None:
     """Compile what has changed; a failure is a failed test, no tools are a skipped one."""
     cmake, ninja = _tool("cmake"), _tool("ninja")
-    if cmake is None or ninja is None or _tool("c++") is None:
-        pytest.skip("the emulated kernels need cmake, ninja and a C++ compiler")
+    if cmake is None or ninja is None or _tool("c++") is None or sys.platform != "linux":
+        pytest.skip("the emulated kernels need Linux, cmake, ninja and a C++ compiler")
     configure = [cmake, "-S", SOURCES, "-B", folder, "-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     configure += ["-DCMAKE_BUILD_TYPE=None", f"-DSIMT_SANITIZE={'ON' if sanitized else 'OFF'}"]
     if kernels is not None:
@@ -93,11 +97,12 @@ def build(folder: Path, kernels: Path | None = None) -> None:
 
 
 @cache
-def library(name: str, folder: Path | None = None) -> ctypes.CDLL:
+def library(name: str) -> ctypes.CDLL:
     """``genimg_emulated``, the kernels, or ``genimg_planted``, kernels with mistakes."""
-    if folder is None:
-        folder = ROOT / "build" / ("emulated-sanitized" if sanitized else "emulated")
-        build(folder)
+    folder = ROOT / "build" / ("emulated-sanitized" if sanitized else "emulated")
+    if kernels is not None:
+        folder = kernels.parent / folder.name
+    build(folder)
     loaded = ctypes.CDLL(str(folder / f"lib{name}.so"))
     loaded.simt_error.restype = ctypes.c_char_p
     return loaded

@@ -3,7 +3,10 @@
 The numbers of the bugs are those of ``docs/emulation.md``.
 """
 
+import os
 import re
+import subprocess
+import sys
 
 import emulator
 import pytest
@@ -235,7 +238,26 @@ def test_after_an_error_the_emulator_goes_on(planted):
     total(planted, SCHEDULES[0])
 
 
+@checked
 def test_overlapping_buffers_are_refused(planted):
     x = ints(64)
     with pytest.raises(KernelError, match="overlaps"):
         call(planted, "small_histogram", Read(x[:40]), 40, Update(x[32:]), 0)
+
+
+@pytest.mark.skipif("not config.getoption('--sanitized')", reason="needs --sanitized")
+@pytest.mark.parametrize(("bug", "kernel"), [(3, "total"), (10, "matmul"), (18, "affine")])
+def test_address_sanitizer_sees_the_ends(bug, kernel):
+    """In a process of its own, which it ends."""
+    code = (
+        "import sys, emulator; emulator.sanitized = True; import test_simt as t\n"
+        f"t.{kernel}(emulator.library('genimg_planted'), emulator.SCHEDULES[0], {bug})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": f"{emulator.ROOT}/tests:{emulator.ROOT}/tests/kernels"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "AddressSanitizer" in done.stderr

@@ -8,7 +8,9 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if !defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SIMT_UCONTEXT)
+#define SIMT_OWN_SWITCH
+#else
 #include <ucontext.h>
 #endif
 
@@ -56,7 +58,7 @@ void reserve_stacks() {
 
 }  // namespace
 
-#if defined(__x86_64__)
+#ifdef SIMT_OWN_SWITCH
 
 // Saves the callee-saved registers and the stack pointer, and takes another stack's.
 extern "C" void simt_switch(void** save, void* load);

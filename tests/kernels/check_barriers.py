@@ -1,0 +1,83 @@
+"""Removes each barrier, fence and wait from each CUDA kernel in turn: a test must fail every time.
+
+Run by ``make check-barriers``. What no test misses is not needed, or not tested.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+KERNELS = ROOT / "kernels/cuda"
+WORK = ROOT / "build/barriers"
+ORDERING = re.compile(
+    r"(?:__syncthreads(?:_\w+)?|__syncwarp|__threadfence(?:_block)?|simt::cp_async_wait<\w+>)"
+    r"\([^()]*\);"
+)
+
+
+def sources() -> list[Path]:
+    return sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.h")])
+
+
+def test(keyword: str) -> tuple[bool, str]:
+    """Whether the emulated tests pass with the kernels in the work folder, and what they say."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-x", "-k", keyword, "--no-header"),
+            *("tests/kernels/test_cuda_emulated.py", f"--emulated-kernels={WORK / 'cuda'}"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode not in (0, 1):
+        sys.exit(done.stdout + done.stderr)
+    said = re.findall(r"^E +(?:emulator\.KernelError: |AssertionError: )?(.+)", done.stdout, re.M)
+    if done.returncode == 1 and any("FAILED: [code" in line for line in done.stdout.splitlines()):
+        sys.exit(done.stdout)
+    return done.returncode == 0, said[0] if said else ""
+
+
+def users(source: Path) -> str:
+    """The ops whose kernels include a file, as pytest's -k has them."""
+    if source.suffix == ".cu" or source.with_suffix(".cu").exists():
+        return source.stem
+    stems = [
+        kernel.stem
+        for kernel in KERNELS.glob("*.cu")
+        if f'"{source.name}"' in kernel.read_text(encoding="utf-8")
+    ]
+    return " or ".join(stems) or source.stem
+
+
+def main() -> None:
+    shutil.rmtree(WORK / "cuda", ignore_errors=True)
+    shutil.copytree(KERNELS, WORK / "cuda")
+    passed, said = test("test_case or larger")
+    if not passed:
+        sys.exit(f"the tests fail as things stand: {said}")
+    missed = tried = 0
+    for source in sources():
+        text = source.read_text(encoding="utf-8")
+        copy = WORK / "cuda" / source.name
+        for found in ORDERING.finditer(text):
+            line = text.count("\n", 0, found.start()) + 1
+            copy.write_text(text[: found.start()] + ";" + text[found.end() :], encoding="utf-8")
+            passed, said = test(users(source))
+            copy.write_text(text, encoding="utf-8")
+            tried += 1
+            missed += passed
+            verdict = "NO TEST FAILS" if passed else said[:150]
+            print(f"{source.name}:{line}: without {found.group()} {verdict}", flush=True)
+    if missed:
+        sys.exit(f"{missed} of {tried} can be removed without a test failing")
+    print(f"{tried} removed in turn, and a test failed each time")
+
+
+if __name__ == "__main__":
+    main()

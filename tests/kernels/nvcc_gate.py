@@ -1,0 +1,157 @@
+"""What a CUDA kernel must be to pass ``make check-cuda``, which needs no GPU.
+
+As CMake's compiler launcher it runs nvcc with ptxas' report on. It fails on a spill, on a stack
+frame, on ptxas' advice on wgmma (C7508, C7510), and on a matrix kernel without matrix
+instructions in its binary. With ``report`` as its argument it prints registers, shared memory and
+occupancy of every kernel that was compiled under a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+THREADS = 256  # of every kernel's block: its launch bounds
+# Per multiprocessor: threads, and bytes of shared memory (CUDA programming guide, table of
+# compute capabilities). Registers are 65536 and blocks at least 24 on all of them.
+LIMITS = {"80": (2048, 164), "90a": (2048, 228), "100": (2048, 228), "120": (1536, 100)}
+
+ENTRY = re.compile(
+    r"Compiling entry function '(?P<name>\S+)' for 'sm_(?P<arch>\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads.*?"
+    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+ADVICE = re.compile(r"^.*\bC75(?:08|10)\b.*$", re.MULTILINE)
+MATRIX_CALL = re.compile(r"\bsimt::(mma|wgmma)_\w+\(")
+
+
+def kernels_in(report: str) -> list[dict[str, str | int]]:
+    """What ptxas -v says of each kernel."""
+    rows = []
+    for found in ENTRY.finditer(report):
+        shared = re.search(r"(\d+) bytes smem", found["rest"])
+        numbers = {key: int(found[key]) for key in ("registers", "stack", "stores", "loads")}
+        name = {"name": found["name"], "arch": found["arch"]}
+        rows.append({**name, **numbers, "shared": int(shared[1]) if shared else 0})
+    return rows
+
+
+def faults(report: str, rows: list[dict[str, str | int]]) -> list[str]:
+    """Why these kernels must not pass."""
+    found = [
+        f"{row['name']} for sm_{row['arch']}: {row['stack']} bytes of stack, "
+        f"{row['stores']} + {row['loads']} bytes spilled"
+        for row in rows
+        if row["stack"] or row["stores"] or row["loads"]
+    ]
+    found += ADVICE.findall(report)
+    if not rows:
+        found.append("ptxas reported no kernel")
+    return found
+
+
+def matrix_faults(source: str, sass: dict[str, str]) -> list[str]:
+    """Which binaries of a matrix kernel, by architecture, lack matrix instructions."""
+    calls = set(MATRIX_CALL.findall(source))
+    wanted = {("HGMMA" if "wgmma" in calls and arch == "90a" else "HMMA") for arch in sass}
+    return [
+        f"no {instruction} for sm_{arch}"
+        for instruction in wanted
+        for arch, text in sass.items()
+        if calls and not re.search(rf"\b{instruction}\b", text)
+    ]
+
+
+def disassemble(binary: Path) -> dict[str, str]:
+    """SASS by architecture, through the cuobjdump of the toolkit or of Triton."""
+    tool = shutil.which("cuobjdump")
+    if tool is None:
+        import triton
+
+        tool = str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
+    done = subprocess.run([tool, "--dump-sass", binary], capture_output=True, text=True, check=True)
+    parts = re.split(r"^\s*arch = sm_(\w+)$", done.stdout, flags=re.MULTILINE)
+    sass: dict[str, str] = {}
+    for arch, text in zip(parts[1::2], parts[2::2], strict=True):
+        sass[arch] = sass.get(arch, "") + text
+    return sass
+
+
+def compile_and_judge(command: list[str]) -> int:
+    """Run nvcc; keep ptxas' rows beside the object, or no object."""
+    if "-c" not in command:  # CMake's questions to the compiler
+        return subprocess.run(command).returncode
+    source = Path(command[command.index("-c") + 1])
+    binary = Path(command[command.index("-o") + 1])
+    done = subprocess.run([*command, "-Xptxas", "-v"], stderr=subprocess.PIPE, text=True)
+    rows = kernels_in(done.stderr)
+    if done.returncode != 0 or source.parent.name != "cuda":
+        sys.stderr.write(done.stderr)
+        return done.returncode
+    found = faults(done.stderr, rows)
+    text = source.read_text(encoding="utf-8")
+    if MATRIX_CALL.search(text):
+        found += matrix_faults(text, disassemble(binary))
+    if found:
+        binary.unlink()
+        sys.stderr.write("\n".join([f"{source.name} does not pass:", *found, ""]))
+        return 1
+    binary.with_suffix(".kernels.json").write_text(json.dumps(rows), encoding="utf-8")
+    return 0
+
+
+def occupancy(registers: int, shared: int, arch: str) -> int:
+    """Percent of a multiprocessor's threads."""
+    threads, kibibytes = LIMITS[arch]
+    blocks = min(65536 // (-(-registers // 8) * 8 * THREADS), threads // THREADS)
+    if shared:
+        blocks = min(blocks, kibibytes * 1024 // (shared + 1024))  # 1 KiB is the system's
+    return 100 * blocks * THREADS // threads
+
+
+def readable(names: list[str]) -> list[str]:
+    """Kernel and template arguments."""
+    done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True)
+    short = [
+        re.sub(r"^.*::(\w+(?:<[^(]*>)?)\(.*$", r"\1", line) for line in done.stdout.split("\n")
+    ]
+    return [name.replace("__nv_bfloat16", "bf16").replace("__half", "fp16") for name in short]
+
+
+def report(folder: Path) -> int:
+    """A line for each kernel: registers, shared memory and occupancy by architecture."""
+    rows = [
+        row
+        for path in sorted(folder.rglob("*.kernels.json"))
+        for row in json.loads(path.read_text(encoding="utf-8"))
+    ]
+    if not rows:
+        print(f"no kernels under {folder}")
+        return 1
+    names = sorted({row["name"] for row in rows})
+    print(f"{'registers / shared bytes / occupancy':<58}" + "".join(f"{a:>18}" for a in LIMITS))
+    lines = []
+    for name, shown in zip(names, readable(names), strict=False):
+        cells = []
+        for arch in LIMITS:
+            row = next((r for r in rows if r["name"] == name and r["arch"] == arch), None)
+            if row is None:
+                cells.append("")
+                continue
+            share = occupancy(row["registers"], row["shared"], arch)
+            cells.append(f"{row['registers']} / {row['shared']} / {share}%")
+        lines.append(f"{shown:<58}" + "".join(f"{cell:>18}" for cell in cells))
+    print("\n".join(sorted(lines)))
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "report":
+        sys.exit(report(Path(sys.argv[2])))
+    sys.exit(compile_and_judge(sys.argv[1:]))

@@ -1,0 +1,59 @@
+"""The compile gate of the CUDA kernels, on reports that nvcc might make."""
+
+from importlib import util
+from pathlib import Path
+
+import pytest
+
+SPEC = util.spec_from_file_location("nvcc_gate", Path(__file__).with_name("nvcc_gate.py"))
+gate = util.module_from_spec(SPEC)
+SPEC.loader.exec_module(gate)
+
+REPORT = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z8a_kernelv' for 'sm_80'
+ptxas info    : Function properties for _Z8a_kernelv
+    {stack} bytes stack frame, {stores} bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 3088 bytes smem, 400 bytes cmem[0]
+ptxas info    : Compiling entry function '_Z8b_kernelv' for 'sm_90a'
+ptxas info    : Function properties for _Z8b_kernelv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 32 registers, used 0 barriers
+"""
+
+
+def test_a_report_is_read():
+    rows = gate.kernels_in(REPORT.format(stack=0, stores=0))
+    assert [(r["name"], r["arch"], r["registers"], r["shared"]) for r in rows] == [
+        ("_Z8a_kernelv", "80", 40, 3088),
+        ("_Z8b_kernelv", "90a", 32, 0),
+    ]
+    assert gate.faults(REPORT, rows) == []
+
+
+@pytest.mark.parametrize(("stack", "stores"), [(32, 0), (0, 8), (16, 16)])
+def test_stack_and_spills_do_not_pass(stack, stores):
+    report = REPORT.format(stack=stack, stores=stores)
+    (fault,) = gate.faults(report, gate.kernels_in(report))
+    assert fault.startswith("_Z8a_kernelv for sm_80")
+
+
+def test_advice_on_wgmma_does_not_pass():
+    report = REPORT.format(stack=0, stores=0) + "ptxas info    : (C7510) Potential Performance Loss"
+    assert len(gate.faults(report, gate.kernels_in(report))) == 1
+    assert gate.faults("", []) == ["ptxas reported no kernel"]
+
+
+def test_a_matrix_kernel_has_matrix_instructions():
+    call = "simt::mma_m16n8k16(acc, a, b, T{});"
+    sass = {"80": "HMMA.16816.F32.BF16 R4, R4", "90a": "FFMA R4, R4"}
+    assert gate.matrix_faults(call, sass) == ["no HMMA for sm_90a"]
+    assert gate.matrix_faults("y[i] = x[i];", sass) == []
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "arch", "share"),
+    [(32, 0, "80", 100), (33, 0, "80", 75), (255, 0, "90a", 12), (32, 100_000, "90a", 25)],
+)
+def test_occupancy(registers, shared, arch, share):
+    assert gate.occupancy(registers, shared, arch) == share
