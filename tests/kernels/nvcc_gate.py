@@ -90,11 +90,11 @@ def compile_and_judge(command: list[str]) -> int:
     source = Path(command[command.index("-c") + 1])
     binary = Path(command[command.index("-o") + 1])
     done = subprocess.run([*command, "-Xptxas", "-v"], stderr=subprocess.PIPE, text=True)
-    rows = kernels_in(done.stderr)
-    if done.returncode != 0 or source.parent.name != "cuda":
+    if done.returncode != 0:
         sys.stderr.write(done.stderr)
         return done.returncode
-    found = faults(done.stderr, rows)
+    rows = kernels_in(done.stderr) if source.parent.name == "cuda" else []
+    found = faults(done.stderr, rows) if source.parent.name == "cuda" else []
     text = source.read_text(encoding="utf-8")
     if MATRIX_CALL.search(text):
         found += matrix_faults(text, disassemble(binary))
@@ -102,7 +102,8 @@ def compile_and_judge(command: list[str]) -> int:
         binary.unlink()
         sys.stderr.write("\n".join([f"{source.name} does not pass:", *found, ""]))
         return 1
-    binary.with_suffix(".kernels.json").write_text(json.dumps(rows), encoding="utf-8")
+    if rows:
+        binary.with_suffix(".kernels.json").write_text(json.dumps(rows), encoding="utf-8")
     return 0
 
 

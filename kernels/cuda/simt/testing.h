@@ -1,5 +1,10 @@
 // For harnesses: run host code that launches emulated kernels, and learn what the checker says.
+// Under nvcc the same functions run the kernels on a GPU, unchecked.
 #pragma once
+
+#define SIMT_EXPORT extern "C" __attribute__((visibility("default")))
+
+#ifdef SIMT_EMULATED
 
 #include "runtime.h"
 
@@ -22,7 +27,6 @@ int guarded(Body body) {
 }  // namespace simt
 
 // The C interface, for ctypes.
-#define SIMT_EXPORT extern "C" __attribute__((visibility("default")))
 SIMT_EXPORT const char* simt_error();
 SIMT_EXPORT void simt_set_options(int order, uint64_t seed, int eager, int early_exit);
 SIMT_EXPORT int simt_add_buffer(const char* name, const void* begin, size_t bytes,
@@ -30,3 +34,18 @@ SIMT_EXPORT int simt_add_buffer(const char* name, const void* begin, size_t byte
 SIMT_EXPORT void simt_clear_buffers();
 // Of the last launch: blocks, switches, checked accesses, matrix products, row conflicts.
 SIMT_EXPORT void simt_statistics(uint64_t* numbers);
+
+#else
+
+#include "types.h"
+
+namespace simt {
+
+template <typename Body>
+int guarded(Body body) {
+  return body() == cudaSuccess && cudaDeviceSynchronize() == cudaSuccess ? 0 : 1;
+}
+
+}  // namespace simt
+
+#endif

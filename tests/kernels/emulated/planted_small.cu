@@ -5,7 +5,7 @@
 
 namespace {
 
-int program_variable;
+__device__ int program_variable;
 
 __global__ void warp_reduce_kernel(int* out, int bug) {
   SIMT_SHARED(int, values, [64]);
@@ -135,6 +135,7 @@ __global__ void misread_kernel(int* out, int kind) {
   if (kind == 5) simt::cp_async_16(&values[4 * (thread % 8)], out, thread < 8);
   if (kind == 6 && thread == 0) atomicAdd(reinterpret_cast<int*>(&values[0]), 1);
   if (kind == 7) simt::cp_async_16(out, out);
+  if (kind == 9) out[thread] = program_variable;
   if (kind == 8) simt::cp_async_16(&values[1], out);
 }
 
@@ -176,7 +177,6 @@ SIMT_EXPORT int small_lonely_lane(int* out) { return run(lonely_lane_kernel, 1, 
 SIMT_EXPORT int small_misread(int* out, int64_t kind) {
   return run(misread_kernel, 1, 32, 0, out, kind);
 }
-SIMT_EXPORT int small_program_variable() { return program_variable; }
 SIMT_EXPORT int small_too_large(int* out, int64_t threads, int64_t shared) {
   return run(votes_kernel, 1, threads, shared, out);
 }
