@@ -9,6 +9,7 @@ import torch
 
 from genimg import ops as _ops
 from genimg.backends import BACKENDS, OPS, REFERENCE, BackendError, Op
+from genimg.kernels.triton import runtime as triton_runtime
 from genimg.testing import Case, Error, compare, prepare
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -59,7 +60,12 @@ def worst(errors: Iterable[Error]) -> Error:
 
 
 def check_case(op: Op, case: Case, backend: str, dtype: torch.dtype, device: str) -> Row | None:
-    """One row, or None where the backend says that it cannot serve the case."""
+    """One row, or None where the backend says that it cannot serve the case.
+
+    Cases for timing are not for Triton's interpreter: it would take minutes.
+    """
+    if backend == "triton" and triton_runtime.INTERPRETED and case.speed:
+        return None
     try:
         errors = compare(case, op.function, op.reference, backend, dtype, device, op.error_factor)
     except BackendError:
