@@ -373,7 +373,8 @@ def batch_norm_act_fwd(
     mean, rstd = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
     var = x.new_empty(channels if training else 0, dtype=torch.float32)
     if x.numel() == 0:  # not in training
-        return torch.empty_like(x), mean.copy_(running_mean), rstd.fill_(0), var
+        rstd.copy_((running_var + eps).rsqrt())
+        return torch.empty_like(x), mean.copy_(running_mean), rstd, var
     x, layout = lay_out(x)
     y = torch.empty_like(x, memory_format=memory_format_of(x, layout))
     with on_device_of(x):

@@ -19,8 +19,9 @@ from genimg.kernels.triton.runtime import INTERPRETED, width_for
 # 128 bytes of a half dtype are a full line of the cache.
 COLUMNS_OF_PIXELS = 64
 COLUMNS_OF_PLANES = 1024
-# Four for each of an H200's 132 multiprocessors. Not asked of the device: the parts, and with them
-# the rounding, are the same on all. And so many parts of a channel at least, if it has the tiles.
+# Four for each of an H200's 132 multiprocessors. Not asked of the device, so that the parts, and
+# with them the rounding, depend on the shape alone. And so many parts of a channel at least, if it
+# has the tiles.
 PROGRAMS = 528
 PARTS = 4
 # A GPU adds in a tree. The interpreter adds row by row, with the rounding of so long a chain.
