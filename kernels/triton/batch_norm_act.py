@@ -31,7 +31,7 @@ from genimg.kernels.triton.lines import (
     sum_of_channel,
     tile_of_channel,
 )
-from genimg.kernels.triton.offline import Compile
+from genimg.kernels.triton.offline import DTYPES, Compile, signature_of
 from genimg.kernels.triton.runtime import on_device_of
 
 # Elements of a tile: 16 for each of 256 threads are two or four vectors of 16 bytes. The moments'
@@ -479,17 +479,22 @@ def compiles() -> Iterator[Compile]:
 def _compile(
     kernel: Any, size: str, constexprs: dict[str, Any], num_warps: int, known: tuple[str, ...] = ()
 ) -> Compile:
-    signature = {}
-    for name in kernel.arg_names:
-        kind = "fp32" if name in ("eps", "negative_slope") else "i32"
-        if name.endswith("_ptr"):
-            kind = "*T" if name in ("x_ptr", "y_ptr", "grad_y_ptr", "grad_x_ptr") else "*fp32"
-        signature[name] = "constexpr" if name in constexprs else kind
+    types = {name: "*fp32" for name in kernel.arg_names if name.endswith("_ptr")}
+    elements_of = {"x_ptr", "y_ptr", "grad_y_ptr", "grad_x_ptr"} & types.keys()
+    types |= {**dict.fromkeys(elements_of, "*T"), "eps": "fp32", "negative_slope": "fp32"}
+    signature = signature_of(kernel, types, constexprs)
     aligned = [
         name
         for name, kind in signature.items()
         if (kind[0] == "*" and (known or kind != "*T")) or name.endswith(known)
     ]
     stem = kernel.__name__.strip("_").removesuffix("_kernel")
-    options = {"num_warps": num_warps}
-    return Compile(kernel, f"{stem} {size}".strip(), signature, constexprs, options, tuple(aligned))
+    return Compile(
+        kernel,
+        f"{stem} {size}",
+        signature,
+        constexprs,
+        {"num_warps": num_warps},
+        tuple(aligned),
+        dtypes=DTYPES if elements_of else ("fp32",),
+    )

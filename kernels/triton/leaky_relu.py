@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from genimg.kernels.triton.offline import Compile
+from genimg.kernels.triton.offline import Compile, signature_of
 from genimg.kernels.triton.runtime import in_order_of, on_device_of
 
 # 1024 elements are two (half dtypes) or four vectors of 16 bytes for each of the 128 threads.
@@ -71,11 +71,11 @@ def compiles() -> Iterator[Compile]:
     """Both passes; ``n`` in 64 bits, as it is from 2**31 elements on."""
     for kernel in (_leaky_relu_fwd_kernel, _leaky_relu_bwd_kernel):
         pointers = tuple(name for name in kernel.arg_names if name.endswith("_ptr"))
-        kinds = {"n": "i64", "negative_slope": "fp32", "BLOCK": "constexpr"}
+        types = {**dict.fromkeys(pointers, "*T"), "n": "i64", "negative_slope": "fp32"}
         yield Compile(
             kernel,
             f"{kernel.__name__.strip('_').removesuffix('_kernel')} {BLOCK}",
-            {**dict.fromkeys(pointers, "*T"), **kinds},
+            signature_of(kernel, types, {"BLOCK": BLOCK}),
             {"BLOCK": BLOCK},
             {"num_warps": NUM_WARPS},
             (*pointers, "n"),

@@ -34,11 +34,17 @@ class Compile:
     options: dict[str, int]  # num_warps, num_stages
     aligned: tuple[str, ...]  # arguments divisible by 16
     is_matrix: bool = False  # must have wgmma on sm_90, tcgen05 on sm_100 in half dtypes
+    # Which of these a configuration ships for: its tile may not fit elsewhere.
+    dtypes: tuple[str, ...] = DTYPES
+    capabilities: tuple[int, ...] = tuple(SHARED_MEMORY)
 
-    @property
-    def dtypes(self) -> tuple[str, ...]:
-        """What ``*T`` stands for; without one, a kernel is the same in all."""
-        return DTYPES if "*T" in self.signature.values() else DTYPES[:1]
+
+def signature_of(kernel: Any, types: dict[str, str], constexprs: dict[str, Any]) -> dict[str, str]:
+    """Of every argument: as ``types`` says, ``constexpr`` where it has a value, else an ``i32``."""
+    return {
+        name: "constexpr" if name in constexprs else types.get(name, "i32")
+        for name in kernel.arg_names
+    }
 
 
 @dataclass(frozen=True)

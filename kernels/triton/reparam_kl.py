@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from genimg.kernels.triton.elementary import exp, expm1, expm1_minus_x
-from genimg.kernels.triton.offline import Compile
+from genimg.kernels.triton.offline import Compile, signature_of
 from genimg.kernels.triton.philox import philox_normal
 from genimg.kernels.triton.runtime import in_order_of, on_device_of, width_for
 
@@ -199,33 +199,26 @@ def compiles() -> Iterator[Compile]:
     for block, aligned in ((32, True), (TILE, True), (32, False)):
         constants = {"ALIGNED": aligned, "BLOCK_M": TILE // block, "COUNTERS": block}
         for kernel in (_reparam_kl_fwd_kernel, _reparam_kl_bwd_kernel):
+            pointers = tuple(name for name in kernel.arg_names if name.endswith("_ptr"))
             single = {"seed_ptr": "*i64", "kl_ptr": "*fp32", "grad_kl_ptr": "*fp32"}
-            signature = {
-                name: "constexpr"
-                if name in constants
-                else single.get(name, "*T" if name.endswith("_ptr") else "i32")
-                for name in kernel.arg_names
-            }
-            pointers = tuple(name for name in signature if name.endswith("_ptr"))
+            types = {**dict.fromkeys(pointers, "*T"), **single}
             yield Compile(
                 kernel,
                 f"{kernel.__name__.strip('_').removesuffix('_kernel')} {TILE // block}x{4 * block}"
                 + ("" if aligned else " unaligned"),
-                signature,
+                signature_of(kernel, types, constants),
                 constants,
                 {"num_warps": NUM_WARPS},
                 # Rows that begin between two counters begin at any address.
                 (*pointers, "row_size") if aligned else (),
             )
+    pointers, constants = ("parts_ptr", "kl_ptr"), {"BLOCK_P": BLOCK_P, "BLOCK_N": BLOCK_N}
     yield Compile(
         _reparam_kl_sum_kernel,
         "reparam_kl_sum",
-        {
-            **dict.fromkeys(("parts_ptr", "kl_ptr"), "*fp32"),
-            **dict.fromkeys(("rows", "parts"), "i32"),
-            **dict.fromkeys(("BLOCK_P", "BLOCK_N"), "constexpr"),
-        },
-        {"BLOCK_P": BLOCK_P, "BLOCK_N": BLOCK_N},
+        signature_of(_reparam_kl_sum_kernel, dict.fromkeys(pointers, "*fp32"), constants),
+        constants,
         {"num_warps": 4},
-        ("parts_ptr", "kl_ptr", "rows"),
+        (*pointers, "rows"),
+        dtypes=("fp32",),
     )

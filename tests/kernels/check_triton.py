@@ -2,7 +2,7 @@
 
 Each Triton is unpacked from its wheel into a folder of its own, put first on the path of a process
 of its own. By default the first configuration of a kernel is compiled for every architecture and
-dtype, and each other one for sm_90 in bfloat16; --all compiles all for all.
+dtype that it ships for, and each other one for sm_90 in bfloat16; --all compiles all for all.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import multiprocessing
 import os
 import pkgutil
@@ -61,26 +62,26 @@ def modules(path: Path | None) -> Iterator[ModuleType]:
 
     for found in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{found.name}")
-        if hasattr(module, "compiles"):
+        listed = getattr(module, "compiles", None)
+        if listed is not None and not inspect.signature(listed).parameters:
             yield module
 
 
 def chosen(args: argparse.Namespace) -> Iterator[tuple]:
     """(entry, capability, dtype, what the module allows) to compile."""
-    from genimg.kernels.triton.offline import SHARED_MEMORY
-
-    architectures = args.arch or SHARED_MEMORY
     for module in modules(args.module):
-        seen = set()
+        seen: set[tuple] = set()
         for entry in module.compiles():
-            every = args.all or entry.kernel.__name__ not in seen
-            seen.add(entry.kernel.__name__)
-            if args.only not in entry.name:
-                continue
-            for capability in architectures:
-                for dtype in args.dtype or entry.dtypes:
-                    if every or (capability, dtype) == (90, entry.dtypes[-1]):
-                        yield entry, capability, dtype, getattr(module, "NARROW", {})
+            targets = [(c, dtype) for c in entry.capabilities for dtype in entry.dtypes]
+            # sm_90 in bfloat16, or what comes next to it.
+            typical = max(targets, key=lambda target: (target[0] == 90, target[1] == "bf16"))
+            for target in targets:
+                first = (entry.kernel.__name__, *target) not in seen
+                seen.add((entry.kernel.__name__, *target))
+                if not (args.all or first or target == typical) or args.only not in entry.name:
+                    continue
+                if target[0] in (args.arch or target) and target[1] in (args.dtype or target):
+                    yield entry, *target, getattr(module, "NARROW", {})
 
 
 def row(job: tuple) -> tuple[str, list[str]]:
