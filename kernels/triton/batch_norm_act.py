@@ -448,8 +448,8 @@ def batch_norm_act_bwd(
 
 def compiles() -> Iterator[Compile]:
     """Every kernel at every width of a tile, 64 channels first; some without parameters."""
-    widths = [(COLUMNS_OF_PIXELS >> i, True) for i in range(COLUMNS_OF_PIXELS.bit_length())]
-    widths += [(COLUMNS_OF_PLANES >> i, False) for i in range(COLUMNS_OF_PLANES.bit_length())]
+    widths = [(2**i, True) for i in range(COLUMNS_OF_PIXELS.bit_length() - 1, 0, -1)]
+    widths += [(2**i, False) for i in range(COLUMNS_OF_PLANES.bit_length() - 1, 0, -1)]
     absent = {"weight_ptr": None, "bias_ptr": None}
     in_eval = {"slope_ptr": None, "offset_ptr": None}
     for columns, pixels in widths:

@@ -183,7 +183,8 @@ def memory_format_of(x: Tensor, layout: Layout) -> torch.memory_format:
 def blocks_of(layout: Layout, tile: int) -> dict[str, Any]:
     """The constants of a kernel whose tiles have ``tile`` elements."""
     widest = COLUMNS_OF_PIXELS if layout.pixels else COLUMNS_OF_PLANES
-    block_n = width_for(layout.columns, min(widest, tile))
+    # Two at least: tiles of one column need more registers than there are.
+    block_n = max(2, width_for(layout.columns, min(widest, tile)))
     return {"PIXELS": layout.pixels, "BLOCK_M": tile // block_n, "BLOCK_N": block_n}
 
 

@@ -2,7 +2,7 @@
 
 Each Triton is unpacked from its wheel into a folder of its own, put first on the path of a process
 of its own. By default the first configuration of a kernel is compiled for every architecture and
-dtype that it ships for, and each other one for sm_90 in bfloat16; --all compiles all for all.
+dtype that it ships for, and each other one for sm_90 and sm_120 in bfloat16; --all compiles all.
 """
 
 from __future__ import annotations
@@ -73,12 +73,15 @@ def chosen(args: argparse.Namespace) -> Iterator[tuple]:
         seen: set[tuple] = set()
         for entry in module.compiles():
             targets = [(c, dtype) for c in entry.capabilities for dtype in entry.dtypes]
-            # sm_90 in bfloat16, or what comes next to it.
-            typical = max(targets, key=lambda target: (target[0] == 90, target[1] == "bf16"))
+            # sm_120 has the least shared memory; a tile may ship for neither.
+            typical = {(90, entry.dtypes[-1]), (120, entry.dtypes[-1])} & {*targets}
             for target in targets:
                 first = (entry.kernel.__name__, *target) not in seen
                 seen.add((entry.kernel.__name__, *target))
-                if not (args.all or first or target == typical) or args.only not in entry.name:
+                if (
+                    not (args.all or first or target in (typical or targets))
+                    or args.only not in entry.name
+                ):
                     continue
                 if target[0] in (args.arch or target) and target[1] in (args.dtype or target):
                     yield entry, *target, getattr(module, "NARROW", {})
