@@ -78,12 +78,9 @@ def chosen(args: argparse.Namespace) -> Iterator[tuple]:
             for target in targets:
                 first = (entry.kernel.__name__, *target) not in seen
                 seen.add((entry.kernel.__name__, *target))
-                if (
-                    not (args.all or first or target in (typical or targets))
-                    or args.only not in entry.name
-                ):
-                    continue
-                if target[0] in (args.arch or target) and target[1] in (args.dtype or target):
+                wanted = args.all or first or target in (typical or targets)
+                asked = target[0] in (args.arch or target) and target[1] in (args.dtype or target)
+                if wanted and asked and args.only in entry.name:
                     yield entry, *target, getattr(module, "NARROW", {})
 
 
