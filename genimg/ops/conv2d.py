@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from genimg import _native, reference
 from genimg.backends import REFERENCE, Impl, Op, choose
+from genimg.kernels.triton import runtime as triton_runtime
 from genimg.ops.checks import check_convolution
 from genimg.ops.convolution import (
     Convolve,
     Geometry,
+    Pair,
     autocast,
     empty_output,
     fake_grads,
     pair,
+    triton_bwd,
+    triton_fwd,
     why_not_cpu,
+    why_not_triton,
     why_slower_cpu,
+    why_slower_triton,
 )
 from genimg.reference.conv2d import CASES, IntOrPair
 from genimg.testing import CONVOLUTION_ERROR_FACTOR
@@ -66,16 +70,47 @@ def conv2d(
     name = choose(CONV2D, backend, *args)
     if name == REFERENCE:
         return reference.conv2d(*args)
-    options = (pair(stride), pair(padding))  # type: ignore[arg-type]
+    options = (pair(stride), pair(padding), pair(dilation))  # type: ignore[arg-type]
     return Convolve.apply(input, weight, bias, "conv2d", name, options)
 
 
-def _cpp_fwd(*args: Any) -> Tensor:
-    return torch.ops.genimg.conv2d_fwd(*args)
+def _cpp_fwd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
+    return torch.ops.genimg.conv2d_fwd(x, weight, bias, stride, padding)
 
 
-def _cpp_bwd(*args: Any) -> tuple[Tensor, Tensor]:
-    return torch.ops.genimg.conv2d_bwd(*args)
+def _cpp_bwd(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    needs_x: bool,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.genimg.conv2d_bwd(grad_y, x, weight, stride, padding, needs_x, needs_weight)
+
+
+def _triton_fwd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
+    return triton_fwd(x, weight, bias, False, stride, padding, (0, 0), dilation)
+
+
+def _triton_bwd(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    needs_x: bool,
+    needs_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    options = (False, stride, padding, (0, 0), dilation)
+    return triton_bwd(grad_y, x, weight, needs_x, needs_weight, *options)
 
 
 if _native.available():
@@ -127,11 +162,33 @@ def _why_slower_cpu(
     return why_slower_cpu(x, weight, Geometry(False, stride, padding, 0, groups, dilation))
 
 
+def _why_not_triton(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrPair,
+    padding: IntOrPair | str,
+    dilation: IntOrPair,
+    groups: int,
+) -> str | None:
+    return why_not_triton(x, weight, Geometry(False, stride, padding, 0, groups, dilation))
+
+
 CONV2D = Op(
     "conv2d",
     conv2d,
     reference.conv2d,
     CASES,
-    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),),
+    impls=(
+        Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),
+        Impl(
+            "triton",
+            triton_runtime.DEVICES,
+            _triton_fwd,
+            _triton_bwd,
+            _why_not_triton,
+            why_slower_triton,
+        ),
+    ),
     error_factor=CONVOLUTION_ERROR_FACTOR,
 )

@@ -32,7 +32,7 @@ from genimg.ops.convolution import (
     is_fast,
     multiplications,
     pair,
-    refuse_geometry,
+    refuse_on_cpu,
     why_slower_bfloat16,
 )
 from genimg.reference.conv_stack import (
@@ -417,7 +417,7 @@ def _refuse_blocks(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> st
     shape: Sequence[int] = x.shape
     for b, block in enumerate(blocks):
         inner = b + 1 < len(blocks)
-        reason = refuse_geometry(shape, x.dtype, block.weight, _geometry(block))
+        reason = refuse_on_cpu(shape, x.dtype, block.weight, _geometry(block))
         if reason is None:
             shape = _out_shape(shape, block)
             reason = _refuse_block(block, inner, training, shape)

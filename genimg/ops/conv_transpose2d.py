@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from genimg import _native, reference
 from genimg.backends import REFERENCE, Impl, Op, choose
+from genimg.kernels.triton import runtime as triton_runtime
 from genimg.ops.checks import check_convolution
 from genimg.ops.convolution import (
     Convolve,
     Geometry,
+    Pair,
     autocast,
     empty_output,
     fake_grads,
     pair,
+    triton_bwd,
+    triton_fwd,
     why_not_cpu,
+    why_not_triton,
     why_slower_cpu,
+    why_slower_triton,
 )
 from genimg.reference.conv2d import IntOrPair
 from genimg.reference.conv_transpose2d import CASES
@@ -71,16 +75,67 @@ def conv_transpose2d(
     name = choose(CONV_TRANSPOSE2D, backend, *args)
     if name == REFERENCE:
         return reference.conv_transpose2d(*args)
-    options = (pair(stride), pair(padding), pair(output_padding))
+    options = (pair(stride), pair(padding), pair(output_padding), 1, pair(dilation))
     return Convolve.apply(input, weight, bias, "conv_transpose2d", name, options)
 
 
-def _cpp_fwd(*args: Any) -> Tensor:
-    return torch.ops.genimg.conv_transpose2d_fwd(*args)
+def _cpp_fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    output_padding: Pair,
+    groups: int,
+    dilation: Pair,
+) -> Tensor:
+    return torch.ops.genimg.conv_transpose2d_fwd(x, weight, bias, stride, padding, output_padding)
 
 
-def _cpp_bwd(*args: Any) -> tuple[Tensor, Tensor]:
-    return torch.ops.genimg.conv_transpose2d_bwd(*args)
+def _cpp_bwd(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Pair,
+    padding: Pair,
+    output_padding: Pair,
+    groups: int,
+    dilation: Pair,
+    needs_x: bool,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    return torch.ops.genimg.conv_transpose2d_bwd(
+        grad_y, x, weight, stride, padding, output_padding, needs_x, needs_weight
+    )
+
+
+def _triton_fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    output_padding: Pair,
+    groups: int,
+    dilation: Pair,
+) -> Tensor:
+    return triton_fwd(x, weight, bias, True, stride, padding, output_padding, dilation)
+
+
+def _triton_bwd(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Pair,
+    padding: Pair,
+    output_padding: Pair,
+    groups: int,
+    dilation: Pair,
+    needs_x: bool,
+    needs_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    options = (True, stride, padding, output_padding, dilation)
+    return triton_bwd(grad_y, x, weight, needs_x, needs_weight, *options)
 
 
 if _native.available():
@@ -145,11 +200,36 @@ def _why_slower_cpu(
     )
 
 
+def _why_not_triton(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrPair,
+    padding: IntOrPair,
+    output_padding: IntOrPair,
+    groups: int,
+    dilation: IntOrPair,
+) -> str | None:
+    return why_not_triton(
+        x, weight, Geometry(True, stride, padding, output_padding, groups, dilation)
+    )
+
+
 CONV_TRANSPOSE2D = Op(
     "conv_transpose2d",
     conv_transpose2d,
     reference.conv_transpose2d,
     CASES,
-    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),),
+    impls=(
+        Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),
+        Impl(
+            "triton",
+            triton_runtime.DEVICES,
+            _triton_fwd,
+            _triton_bwd,
+            _why_not_triton,
+            why_slower_triton,
+        ),
+    ),
     error_factor=CONVOLUTION_ERROR_FACTOR,
 )

@@ -18,10 +18,16 @@ from genimg.backends import (
     refuse_dtype,
     refuse_transforms,
 )
+from genimg.kernels.triton import runtime as triton_runtime
 from genimg.reference.conv2d import IntOrPair
 
 MAX_KERNEL = 16
 """Taps along one axis that the CPU kernels have room for."""
+
+MAX_PIXELS = 2**30
+"""Of a batch, that the Triton kernels count; values there may be more than 2**31."""
+
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Pair = tuple[int, int]
 
@@ -37,7 +43,7 @@ def pair(value: IntOrPair) -> Pair:
 class Convolve(torch.autograd.Function):
     """A convolution by a backend's kernels: first derivatives, and the reference's second ones.
 
-    ``options`` are the op's own after bias, as pairs; kept for backward: input and weight.
+    ``options`` are the op's own after bias, in its order; kept for backward: input and weight.
     """
 
     @staticmethod
@@ -48,7 +54,7 @@ class Convolve(torch.autograd.Function):
         bias: Tensor | None,
         op: str,
         backend: str,
-        options: tuple[Pair, ...],
+        options: tuple[Pair | int, ...],
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.call = (op, backend, options)
@@ -104,7 +110,17 @@ def why_not_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     return (
         _native.why_not()
         or refuse_dtype(x, (torch.float32, torch.bfloat16))
-        or refuse_geometry(x.shape, x.dtype, weight, geometry)
+        or refuse_on_cpu(x.shape, x.dtype, weight, geometry)
+        or refuse_transforms()
+    )
+
+
+def why_not_triton(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
+    """Why the Triton kernels cannot serve a convolution."""
+    return (
+        triton_runtime.why_not(x)
+        or refuse_dtype(x, TRITON_DTYPES)
+        or refuse_on_triton(x.shape, x.dtype, weight, geometry)
         or refuse_transforms()
     )
 
@@ -124,7 +140,11 @@ class Geometry:
         """Height and width of the output."""
         assert not isinstance(self.padding, str)
         (stride_h, stride_w), (pad_h, pad_w) = pair(self.stride), pair(self.padding)
-        kernel_h, kernel_w = weight.shape[2:]
+        # What a kernel of this dilation spans.
+        kernel_h, kernel_w = (
+            d * (size - 1) + 1
+            for d, size in zip(pair(self.dilation), weight.shape[2:], strict=True)
+        )
         height, width = shape[2:]
         if self.transposed:
             more_h, more_w = pair(self.output_padding)
@@ -138,15 +158,41 @@ class Geometry:
         )
 
 
-def refuse_geometry(
+def refuse_on_cpu(
     shape: Sequence[int], dtype: torch.dtype, weight: Tensor, geometry: Geometry
 ) -> str | None:
     """Why the C++ kernels cannot serve a convolution of an input of such a shape."""
+    if pair(geometry.dilation) != (1, 1):
+        return f"dilation={geometry.dilation} is not served, only 1"
+    reason = refuse_geometry(shape, dtype, weight, geometry)
+    if reason is None and max(*weight.shape[2:], *pair(geometry.stride)) > MAX_KERNEL:
+        kernel = tuple(weight.shape[2:])
+        stride = geometry.stride
+        return f"a kernel of {kernel} with stride {stride}: only up to {MAX_KERNEL} is served"
+    return reason
+
+
+def refuse_on_triton(
+    shape: Sequence[int], dtype: torch.dtype, weight: Tensor, geometry: Geometry
+) -> str | None:
+    """Why the Triton kernels cannot serve a convolution of an input of such a shape."""
+    reason = refuse_geometry(shape, dtype, weight, geometry)
+    if reason is not None:
+        return reason
+    out_h, out_w = geometry.out_size(shape, weight)
+    # Rounded up to a block of pixels and to whole phases.
+    if shape[0] * max(shape[2] * shape[3], out_h * out_w) > MAX_PIXELS:
+        return f"more than {MAX_PIXELS:,} pixels are not served"
+    return None
+
+
+def refuse_geometry(
+    shape: Sequence[int], dtype: torch.dtype, weight: Tensor, geometry: Geometry
+) -> str | None:
+    """Why no kernel can serve a convolution of an input of such a shape."""
     g = geometry
     if g.groups != 1:
         return f"groups={g.groups} is not served, only 1"
-    if pair(g.dilation) != (1, 1):
-        return f"dilation={g.dilation} is not served, only 1"
     if isinstance(g.padding, str):
         return f"padding={g.padding!r} is not served, only numbers"
     if not isinstance(weight, Tensor):
@@ -157,10 +203,9 @@ def refuse_geometry(
         return f"a weight of {weight.dtype} for an input of {dtype} is not served"
     if 0 in shape or weight.numel() == 0:
         return "an empty tensor leaves nothing to do"
-    kernel = (weight.shape[2], weight.shape[3])
     stride = pair(g.stride)
-    if max(*kernel, *stride) > MAX_KERNEL:
-        return f"a kernel of {kernel} with stride {g.stride}: only up to {MAX_KERNEL} is served"
+    if min(pair(g.dilation)) < 1:
+        return f"dilation {g.dilation} is PyTorch's to refuse"
     if min(stride) < 1 or min(pair(g.padding)) < 0:
         return f"stride {g.stride} and padding {g.padding} are PyTorch's to refuse"
     if g.transposed:
@@ -236,23 +281,54 @@ def why_slower_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     return None
 
 
+def why_slower_triton(x: Tensor, *_: Any) -> str | None:
+    """Nothing was measured on a GPU yet."""
+    if x.device.type == "cpu":
+        return "Triton's interpreter is for tests"
+    return "it was not yet measured to be faster than cuDNN's"
+
+
+def triton_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution: Any) -> Tensor:
+    """The output of a ``kernels.triton.convolution.Convolution`` of these options."""
+    from genimg.kernels.triton import convolution as kernel
+
+    y = kernel.convolve(x, weight, bias, kernel.Convolution(*convolution))
+    return y.contiguous(memory_format=memory_format_of(x, weight))
+
+
+def triton_bwd(
+    grad_y: Tensor, x: Tensor, weight: Tensor, needs_x: bool, needs_weight: bool, *convolution: Any
+) -> tuple[Tensor | None, Tensor | None]:
+    """Its gradients of input and weight; None where they are not asked for."""
+    from genimg.kernels.triton import convolution as kernel
+
+    layout = memory_format_of(x, weight)
+    grad_x, grad_weight = kernel.convolve_backward(
+        grad_y, x, weight, kernel.Convolution(*convolution), layout, needs_x, needs_weight
+    )
+    if grad_x is not None:
+        grad_x = grad_x.contiguous(memory_format=layout)
+    return grad_x, grad_weight
+
+
 def empty_output(x: Tensor, weight: Tensor, shape: tuple[Any, ...]) -> Tensor:
     """A fake output, in the memory format that the kernels give it."""
-    return x.new_empty(shape).contiguous(memory_format=_format(x, weight))
+    return x.new_empty(shape).contiguous(memory_format=memory_format_of(x, weight))
 
 
 def fake_grads(
     grad_y: Tensor, x: Tensor, weight: Tensor, needs_x: bool, needs_weight: bool
 ) -> tuple[Tensor, Tensor]:
     """Fake gradients of input and weight; empty where they are not asked for."""
-    layout = _format(x, weight)
+    layout = memory_format_of(x, weight)
     return (
         torch.empty_like(x, memory_format=layout) if needs_x else x.new_empty(0),
         torch.empty_like(weight, memory_format=layout) if needs_weight else weight.new_empty(0),
     )
 
 
-def _format(x: Tensor, weight: Tensor) -> torch.memory_format:
+def memory_format_of(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """Of a convolution's output and of its gradients, as PyTorch passes it on."""
     suggest: Callable[[Tensor], torch.memory_format] = torch._prims_common.suggest_memory_format
     pixels = torch.channels_last in (suggest(x), suggest(weight))
     return torch.channels_last if pixels else torch.contiguous_format

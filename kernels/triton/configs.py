@@ -1,0 +1,178 @@
+"""Tile sizes as they ship, by architecture, precision and shape.
+
+Chosen from what the compiler says of registers, spills and shared memory; a measurement may replace
+a line here without touching a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from genimg.kernels.triton.runtime import INTERPRETED
+
+
+class Tile(NamedTuple):
+    """Rows, columns and summands of a product's tile, warps, and stages of its pipeline."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}x{self.k}"
+
+    def blocks(self) -> dict[str, int]:
+        """What a kernel is compiled for."""
+        return {"BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_K": self.k}
+
+    def options(self) -> dict[str, int]:
+        """What the compiler is given besides."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+class Tiles(NamedTuple):
+    """Of fprop and dgrad by columns, and of wgrad by rows and columns: the first that holds them.
+
+    The last one takes whatever is larger. ``weight_few`` is wgrad's for few channels.
+    """
+
+    image: tuple[Tile, ...]
+    weight: tuple[Tile, ...]
+    weight_few: Tile
+
+
+ROOMY = (80, 87, 90, 100, 103)
+"""Compute capabilities with at least 160 KB of shared memory a block; others have 99 KB."""
+
+HALF, TF32, IEEE = "half", "tf32", "ieee"
+
+# float32 that is not TF32 runs on the ordinary cores, whose operands are registers: small tiles.
+_IEEE = Tiles(
+    image=(Tile(64, 16, 16, 2, 2), Tile(64, 32, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
+    weight=(Tile(64, 64, 16, 4, 2),),
+    weight_few=Tile(64, 64, 16, 8, 2),
+)
+TILES: dict[bool, dict[str, Tiles]] = {
+    True: {
+        HALF: Tiles(
+            image=(
+                Tile(128, 16, 64, 8, 3),
+                Tile(128, 32, 64, 8, 3),
+                Tile(128, 64, 64, 8, 3),
+                Tile(128, 128, 64, 8, 3),
+            ),
+            weight=(Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
+            weight_few=Tile(64, 64, 64, 8, 3),
+        ),
+        TF32: Tiles(
+            image=(Tile(128, 16, 32, 8, 3), Tile(128, 32, 32, 8, 3), Tile(128, 64, 32, 8, 3)),
+            weight=(Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 8, 3)),
+            weight_few=Tile(64, 64, 32, 8, 3),
+        ),
+        IEEE: _IEEE,
+    },
+    False: {
+        HALF: Tiles(
+            image=(
+                Tile(128, 16, 32, 8, 3),
+                Tile(128, 32, 32, 8, 3),
+                Tile(128, 64, 32, 8, 3),
+                Tile(128, 128, 32, 8, 3),
+            ),
+            weight=(Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 8, 3), Tile(128, 128, 32, 8, 3)),
+            weight_few=Tile(64, 64, 32, 8, 3),
+        ),
+        TF32: Tiles(
+            image=(Tile(128, 16, 32, 8, 2), Tile(128, 32, 32, 8, 2), Tile(128, 64, 32, 8, 2)),
+            weight=(Tile(64, 64, 16, 4, 3), Tile(128, 64, 16, 8, 3)),
+            weight_few=Tile(64, 64, 16, 8, 3),
+        ),
+        IEEE: _IEEE,
+    },
+}
+"""By whether the architecture is roomy, then by precision."""
+
+# A program costs the interpreter the same for any tile: several of each, and no more.
+_INTERPRETED = Tiles(
+    image=(Tile(64, 32, 32, 1, 1),),
+    weight=(Tile(32, 32, 64, 1, 1),),
+    weight_few=Tile(32, 32, 64, 1, 1),
+)
+_SMALLEST = 16  # what tl.dot takes
+
+PROGRAMS = 264
+"""Of wgrad at least, where the pixels suffice: two for each core of the largest GPUs."""
+PART_STEPS = 4
+"""Blocks of pixels at least in a part of wgrad."""
+SUM_BLOCK = 1024
+SUM_WARPS = 4
+
+
+def _tiles(x: Tensor, precision: str) -> Tiles:
+    if INTERPRETED:
+        return _INTERPRETED
+    major, minor = torch.cuda.get_device_capability(x.device)
+    kind = precision if x.dtype == torch.float32 else HALF
+    return TILES[10 * major + minor in ROOMY][kind]
+
+
+def image_tile(x: Tensor, precision: str, columns: int, summands: int) -> Tile:
+    """Of fprop and dgrad, for so many columns and, under one tap, summands."""
+    tiles = _tiles(x, precision).image
+    tile = next((tile for tile in tiles if columns <= tile.n), tiles[-1])
+    return tile._replace(k=min(tile.k, _power_of_2(summands)))
+
+
+def phases_tile(x: Tensor, precision: str, columns: int, summands: int) -> Tile:
+    """Of dgrad for few channels: one that holds all columns."""
+    return image_tile(x, precision, columns, summands)._replace(n=_power_of_2(columns))
+
+
+def weight_tile(x: Tensor, precision: str, rows: int, columns: int, few: bool) -> Tile:
+    """Of wgrad."""
+    tiles = _tiles(x, precision)
+    if few:
+        return tiles.weight_few
+    fits = (tile for tile in tiles.weight if rows <= tile.m and columns <= tile.n)
+    return next(fits, tiles.weight[-1])
+
+
+def _power_of_2(size: int) -> int:
+    return max(_SMALLEST, triton.next_power_of_2(size))
+
+
+def splits(blocks: int, pixels: int, block: int) -> tuple[int, int]:
+    """How many parts wgrad's pixels are split into, and how many pixels a part has.
+
+    By shape and tile alone: neither data nor the load of the GPU change the order of a sum.
+    """
+    steps = triton.cdiv(pixels, block)
+    wanted = max(1, min(triton.cdiv(PROGRAMS, blocks), steps // PART_STEPS))
+    part = triton.cdiv(steps, wanted) * block
+    return triton.cdiv(pixels, part), part
+
+
+class Shipped(NamedTuple):
+    """A set of tiles, and what it is for."""
+
+    tiles: Tiles
+    precision: str
+    dtypes: tuple[str, ...]
+    capabilities: tuple[int, ...]
+
+
+def shipped() -> Iterator[Shipped]:
+    """Every set of tiles, for the architectures that are compiled for."""
+    roomy, tight = (80, 90, 100), (120,)
+    for capabilities in (roomy, tight):
+        tiles = TILES[capabilities is roomy]
+        yield Shipped(tiles[HALF], "ieee", ("fp16", "bf16"), capabilities)
+        yield Shipped(tiles[TF32], "tf32", ("fp32",), capabilities)
+    yield Shipped(_IEEE, "ieee", ("fp32",), roomy + tight)

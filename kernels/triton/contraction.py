@@ -1,0 +1,93 @@
+"""How fprop and dgrad ship: with which fusions their tiles are compiled to be checked offline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from genimg.kernels.triton.configs import Tile, shipped
+from genimg.kernels.triton.offline import Compile, signature_of
+
+FORWARD = ("affine_leaky", "statistics")
+BACKWARD = ("two_tensor", "gate")
+LAST = ("affine_leaky", "tanh")
+FIRST = ("none", "gate")
+"""Prologue and epilogue of an inner layer's forward and backward, and of a last layer's."""
+
+K4S2P1: dict[str, Any] = {
+    **{"KH": 4, "KW": 4, "STRIDE_H": 2, "STRIDE_W": 2, "PAD_H": 1, "PAD_W": 1},
+    **{"DILATION_H": 1, "DILATION_W": 1, "FOLDED": False},
+}
+
+
+def compiles(
+    name: str,
+    kernel: Any,
+    fusions: tuple[tuple[str, str], ...],
+    constants: dict[str, Any],
+    aligned: tuple[str, ...],
+    columns: int = 0,
+) -> Iterator[Compile]:
+    """``kernel`` in every shipped tile and with each of ``fusions``.
+
+    ``constants`` are its own beside the geometry's; ``columns`` takes but the tiles for so many.
+    """
+    for entry in shipped():
+        for tile in entry.tiles.image:
+            if columns and columns != tile.n:
+                continue
+            for prologue, epilogue in fusions:
+                yield _compile(
+                    f"{name} {tile} {prologue} {epilogue} {entry.precision}",
+                    kernel,
+                    tile,
+                    {**K4S2P1, **constants, "PROLOGUE": prologue, "PRECISION": entry.precision},
+                    epilogue,
+                    aligned,
+                    (entry.dtypes, entry.capabilities),
+                )
+
+
+def _compile(
+    name: str,
+    kernel: Any,
+    tile: Tile,
+    constants: dict[str, Any],
+    epilogue: str,
+    aligned: tuple[str, ...],
+    ships_for: tuple[tuple[str, ...], tuple[int, ...]],
+) -> Compile:
+    activates, gates = epilogue == "tanh", epilogue == "gate"
+    types: dict[str, str | None] = {
+        "x_ptr": "*T",
+        "y_ptr": "*T" if constants["PROLOGUE"] == "two_tensor" else None,
+        "x_coef_ptr": None if constants["PROLOGUE"] == "none" else "*fp32",
+        "weight_ptr": "*T",
+        "bias_ptr": "*T" if activates else None,
+        "out_ptr": "*T",
+        "gate_ptr": "*T" if gates else None,
+        "gate_coef_ptr": "*fp32" if gates else None,
+        "partial_ptr": None if activates else "*fp32",
+    }
+    types = {argument: kind for argument, kind in types.items() if argument in kernel.arg_names}
+    constexprs = {
+        **constants,
+        **{argument: None for argument, kind in types.items() if kind is None},
+        **tile.blocks(),
+        "ACTIVATION": "tanh" if activates else "none",
+        "STATISTICS": epilogue == "statistics",
+        "GATE": "affine" if gates else "none",
+    }
+    constexprs = {key: value for key, value in constexprs.items() if key in kernel.arg_names}
+    pointers = {argument: kind for argument, kind in types.items() if kind is not None}
+    floats = {"x_slope": "fp32", "slope": "fp32"}
+    return Compile(
+        kernel,
+        name,
+        signature_of(kernel, {**pointers, **floats}, constexprs),
+        constexprs,
+        tile.options(),
+        (*pointers, *aligned),
+        True,
+        *ships_for,
+    )

@@ -1,0 +1,65 @@
+"""How a contraction reads an image: as it lies, or through a batch norm and an activation.
+
+An image is ``[pixels, channels]`` in memory. ``coef`` is float32 ``[4, channels]``: mean, scale,
+shift and tilt.
+
+- ``none``: ``x``
+- ``affine_leaky``: ``z if z > 0 else slope z`` with ``z = scale (x - mean) + shift``: the
+  activation that follows the layer which wrote ``x``
+- ``two_tensor``: ``scale x + tilt (y - mean) + shift``: the gradient ``x`` taken back through a
+  batch norm that read ``y``
+
+The mean is subtracted first: ``scale x`` alone would cancel where the mean is large.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+NONE, AFFINE_LEAKY, TWO_TENSOR = "none", "affine_leaky", "two_tensor"
+
+
+class ReadImage(NamedTuple):
+    """An image ``[N, C, H, W]``, dense in channels_last memory, and how it is read."""
+
+    x: Tensor
+    prologue: str = NONE
+    coef: Tensor | None = None
+    y: Tensor | None = None
+    slope: float = 1.0
+
+
+@triton.jit
+def read_tile(
+    x_ptr,
+    y_ptr,
+    coef_ptr,
+    offsets,
+    inside,
+    channel,
+    channels,
+    slope,
+    PROLOGUE: tl.constexpr,
+):
+    """The tile at ``offsets``, 0 where not ``inside``; ``channel`` is that of each column."""
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
+    if PROLOGUE != "none":
+        known = channel < channels
+        mean = tl.load(coef_ptr + channel, mask=known, other=0.0)
+        scale = tl.load(coef_ptr + channels + channel, mask=known, other=0.0)
+        shift = tl.load(coef_ptr + 2 * channels + channel, mask=known, other=0.0)
+        wide = x.to(tl.float32)
+        if PROLOGUE == "affine_leaky":
+            wide = (wide - mean[None, :]) * scale[None, :] + shift[None, :]
+            wide = tl.where(wide > 0, wide, wide * slope)
+        else:
+            tilt = tl.load(coef_ptr + 3 * channels + channel, mask=known, other=0.0)
+            y = tl.load(y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+            wide = wide * scale[None, :] + (y - mean[None, :]) * tilt[None, :] + shift[None, :]
+        # Padding is zero behind the prologue, not before it.
+        x = tl.where(inside, wide, 0.0).to(x.dtype)
+    return x
