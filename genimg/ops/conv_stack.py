@@ -20,20 +20,33 @@ from genimg.backends import (
     refuse_dtype,
     refuse_transforms,
 )
+from genimg.kernels.triton import runtime as triton_runtime
 from genimg.ops.batch_norm_act import batch_norm_act
-from genimg.ops.checks import check_channels, check_together
 from genimg.ops.conv2d import conv2d
+from genimg.ops.conv_block import (
+    PARAMETERS,
+    TRAINED,
+    Layout,
+    block_geometry,
+    check_block,
+    flatten,
+    out_shape,
+    refuse_blocks,
+    restore,
+)
 from genimg.ops.conv_transpose2d import conv_transpose2d
 from genimg.ops.convolution import (
-    Geometry,
+    TRITON_DTYPES,
     autocast,
     empty_output,
     is_autocast,
     is_fast,
+    memory_format_of,
     multiplications,
-    pair,
     refuse_on_cpu,
+    refuse_on_triton,
     why_slower_bfloat16,
+    why_slower_triton,
 )
 from genimg.reference.conv_stack import (
     CASES,
@@ -95,7 +108,7 @@ def conv_stack(
             raise TypeError(
                 f"conv_stack: expected block {i} to be a ConvBlock, but got {type(block).__name__}"
             )
-        channels = _check_block(f"conv_stack: block {i}", x, channels, block)
+        channels = check_block(f"conv_stack: block {i}", x, channels, block)
     blocks = _autocast(x, blocks)
     (x,) = autocast(x)  # type: ignore[assignment]
     name = choose(CONV_STACK, backend, x, blocks, training)
@@ -104,7 +117,7 @@ def conv_stack(
             layers = Layers(conv2d, conv_transpose2d, batch_norm_act)
             return layer_by_layer(x, blocks, training, layers)
         return reference.conv_stack(x, blocks, training=training)
-    parameters, layout = _flatten(blocks)
+    parameters, layout = flatten(blocks)
     keep = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, *parameters)
     )
@@ -126,64 +139,6 @@ def _autocast(x: Tensor, blocks: Sequence[ConvBlock]) -> Sequence[ConvBlock]:
         replace(block, weight=weight, bias=bias)  # type: ignore[arg-type]
         for block, (weight, bias) in zip(blocks, cast, strict=True)
     ]
-
-
-_PARAMETERS = 6  # weight, bias, gamma, beta, running mean, running variance
-_TRAINED = 4  # of them
-_Layout = tuple[tuple[int, ...], tuple[float, ...]]
-"""Nine integers and two numbers a block, in the order of :func:`_flatten`."""
-
-
-def _flatten(blocks: Sequence[ConvBlock]) -> tuple[list[Tensor | None], _Layout]:
-    parameters: list[Tensor | None] = []
-    options: list[int] = []
-    numbers: list[float] = []
-    for block in blocks:
-        assert not isinstance(block.padding, str)
-        norm = block.norm
-        parameters += [block.weight, block.bias]
-        parameters += (
-            [None] * 4
-            if norm is None
-            else [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-        )
-        options.append(block.direction is Direction.UP)
-        for option in (block.stride, block.padding, block.output_padding):
-            options += pair(option)
-        options.append(0 if norm is None else 2 if norm.training is False else 1)
-        options.append(_ACTIVATIONS.index(block.activation))
-        numbers += [0.0 if norm is None else norm.eps, float(block.negative_slope)]
-    return parameters, (tuple(options), tuple(numbers))
-
-
-_ACTIVATIONS = (Activation.NONE, Activation.LEAKY_RELU, Activation.TANH, Activation.SIGMOID)
-
-
-def _restore(parameters: Sequence[Tensor | None], layout: _Layout) -> list[ConvBlock]:
-    """The blocks that :func:`_flatten` took apart."""
-    options, numbers = layout
-    blocks = []
-    for b in range(len(numbers) // 2):
-        weight, bias, gamma, beta, mean, var = parameters[_PARAMETERS * b : _PARAMETERS * (b + 1)]
-        up, *pairs, norm, activation = options[9 * b : 9 * (b + 1)]
-        eps, negative_slope = numbers[2 * b : 2 * (b + 1)]
-        assert weight is not None
-        blocks.append(
-            ConvBlock(
-                Direction.UP if up else Direction.DOWN,
-                weight,
-                bias,
-                (pairs[0], pairs[1]),
-                (pairs[2], pairs[3]),
-                (pairs[4], pairs[5]),
-                norm=BatchNorm(mean, var, gamma, beta, 0.0, eps, False if norm == 2 else None)
-                if norm
-                else None,
-                activation=_ACTIVATIONS[activation],
-                negative_slope=negative_slope,
-            )
-        )
-    return blocks
 
 
 def _batch_statistics(kept: Sequence[Tensor]) -> list[Tensor]:
@@ -211,13 +166,13 @@ class _ConvStack(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         backend: str,
-        layout: _Layout,
+        layout: Layout,
         training: bool,
         *parameters: Tensor | None,
     ) -> tuple[Tensor, ...]:
         y, kept = CONV_STACK.by_backend[backend].fwd(x, parameters, *layout, training, True)
         count = len(kept) // 4
-        trained = [p for i, p in enumerate(parameters) if i % _PARAMETERS < _TRAINED]
+        trained = [p for i, p in enumerate(parameters) if i % PARAMETERS < TRAINED]
         ctx.save_for_backward(x, y if _keeps_output(layout) else None, *trained, *kept[: 3 * count])
         ctx.call = (backend, layout, training)
         statistics = _batch_statistics(kept)
@@ -229,12 +184,12 @@ class _ConvStack(torch.autograd.Function):
         backend, layout, training = ctx.call
         x, y, *saved = ctx.saved_tensors
         count = len(layout[1]) // 2
-        kept = saved[_TRAINED * count :]
+        kept = saved[TRAINED * count :]
         asked = asked_for(ctx)
         needs_x, needs = asked[0], asked[4:]
         parameters: list[Tensor | None] = []
         for b in range(count):
-            parameters += [*saved[_TRAINED * b : _TRAINED * (b + 1)], None, None]
+            parameters += [*saved[TRAINED * b : TRAINED * (b + 1)], None, None]
         if torch.is_grad_enabled():  # create_graph=True
             grads = _recompute(x, parameters, layout, training, kept, grad_y, (needs_x, *needs))
             return grads[0], None, None, None, *grads[1:]
@@ -242,8 +197,8 @@ class _ConvStack(torch.autograd.Function):
             sum(
                 bit
                 for bit, wanted in (
-                    (1, needs[_PARAMETERS * b]),
-                    (2, any(needs[_PARAMETERS * b + 1 : _PARAMETERS * (b + 1)])),
+                    (1, needs[PARAMETERS * b]),
+                    (2, any(needs[PARAMETERS * b + 1 : PARAMETERS * (b + 1)])),
                 )
                 if wanted
             )
@@ -256,14 +211,14 @@ class _ConvStack(torch.autograd.Function):
         )
         given: list[Tensor | None] = []
         for b in range(count):
-            for i in range(_PARAMETERS):
-                parameter = parameters[_PARAMETERS * b + i]
-                wanted = parameter is not None and needs[_PARAMETERS * b + i]
-                given.append(found[_TRAINED * b + i].to(parameter.dtype) if wanted else None)  # type: ignore[union-attr]
+            for i in range(PARAMETERS):
+                parameter = parameters[PARAMETERS * b + i]
+                wanted = parameter is not None and needs[PARAMETERS * b + i]
+                given.append(found[TRAINED * b + i].to(parameter.dtype) if wanted else None)  # type: ignore[union-attr]
         return grad_x if needs_x else None, None, None, None, *given
 
 
-def _keeps_output(layout: _Layout) -> bool:
+def _keeps_output(layout: Layout) -> bool:
     """Whether a backward reads the last activation: one behind a norm is leaky by its raw input."""
     norm, activation = layout[0][-2:]
     return activation > 1 or (activation == 1 and norm == 0)
@@ -272,7 +227,7 @@ def _keeps_output(layout: _Layout) -> bool:
 def _recompute(
     x: Tensor,
     parameters: Sequence[Tensor | None],
-    layout: _Layout,
+    layout: Layout,
     training: bool,
     kept: Sequence[Tensor],
     grad_y: Tensor,
@@ -285,14 +240,14 @@ def _recompute(
         if norm == 2 or (norm == 1 and not training):
             # As they were: the running statistics may have changed since.
             mean, rstd = kept[count + b], kept[2 * count + b]
-            statistics[_PARAMETERS * b + 4 : _PARAMETERS * (b + 1)] = [mean, rstd**-2 - eps]
+            statistics[PARAMETERS * b + 4 : PARAMETERS * (b + 1)] = [mean, rstd**-2 - eps]
 
     def again(x: Tensor, *trained: Tensor | None) -> Tensor:
         given = [
-            statistic if i % _PARAMETERS >= _TRAINED else parameter
+            statistic if i % PARAMETERS >= TRAINED else parameter
             for i, (statistic, parameter) in enumerate(zip(statistics, trained, strict=True))
         ]
-        return reference.conv_stack(x, _restore(given, layout), training=training)
+        return reference.conv_stack(x, restore(given, layout), training=training)
 
     return recompute_grads(again, (x, *parameters), (grad_y,), needs)
 
@@ -316,11 +271,11 @@ if _native.available():
         training: bool,
         keep: bool,
     ) -> tuple[Tensor, list[Tensor]]:
-        blocks = _restore(parameters, (tuple(options), tuple(numbers)))
+        blocks = restore(parameters, (tuple(options), tuple(numbers)))
         raws, means, rstds, variances = ([] for _ in range(4))
         y = x
         for b, block in enumerate(blocks):
-            shape = _out_shape(y.shape, block)
+            shape = out_shape(y.shape, block)
             y = empty_output(y, block.weight, shape)
             norm = block.norm is not None
             raw = keep and (norm or b + 1 < len(blocks))
@@ -348,7 +303,7 @@ if _native.available():
         needs_x: bool,
         needs: list[int],
     ) -> tuple[Tensor, list[Tensor]]:
-        blocks = _restore(parameters, (tuple(options), tuple(numbers)))
+        blocks = restore(parameters, (tuple(options), tuple(numbers)))
         grads = []
         for b, block in enumerate(blocks):
             weight = block.weight if needs[b] & 1 else block.weight.new_empty(0)
@@ -365,92 +320,70 @@ if _native.available():
         return grad_x, grads
 
 
+def _triton_fwd(
+    x: Tensor,
+    parameters: list[Tensor | None],
+    options: tuple[int, ...],
+    numbers: tuple[float, ...],
+    training: bool,
+    keep: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    from genimg.kernels.triton import conv_stack as kernel
+
+    y, kept = kernel.conv_stack_fwd(x, parameters, options, numbers, training, keep)
+    return y.contiguous(memory_format=_formats(x, parameters)[-1]), kept
+
+
+def _triton_bwd(
+    grad_y: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    parameters: list[Tensor | None],
+    kept: list[Tensor],
+    options: tuple[int, ...],
+    numbers: tuple[float, ...],
+    training: bool,
+    needs_x: bool,
+    needs: list[int],
+) -> tuple[Tensor, list[Tensor]]:
+    from genimg.kernels.triton import conv_stack as kernel
+
+    formats = _formats(x, parameters)
+    call = (options, numbers, training, needs_x, needs, formats)
+    grad_x, grads = kernel.conv_stack_bwd(grad_y, x, y, parameters, kept, *call)
+    return grad_x.contiguous(memory_format=formats[0]) if needs_x else grad_x, grads
+
+
+def _formats(x: Tensor, parameters: Sequence[Tensor | None]) -> list[torch.memory_format]:
+    """Of every block's output and weight gradient, as PyTorch passes it on."""
+    formats: list[torch.memory_format] = []
+    for weight in parameters[::PARAMETERS]:
+        assert weight is not None
+        passed_on = torch.channels_last in formats
+        formats.append(torch.channels_last if passed_on else memory_format_of(x, weight))
+    return formats
+
+
 def _statistic(x: Tensor, channels: int) -> Tensor:
     return x.new_empty(channels, dtype=torch.float32 if channels else x.dtype)
-
-
-def _geometry(block: ConvBlock) -> Geometry:
-    return Geometry(
-        block.direction is Direction.UP,
-        block.stride,
-        block.padding,
-        block.output_padding,
-        block.groups,
-        block.dilation,
-    )
-
-
-def _out_shape(shape: Sequence[int], block: ConvBlock) -> tuple[int, ...]:
-    up = block.direction is Direction.UP
-    return (
-        shape[0],
-        block.weight.shape[1 if up else 0],
-        *_geometry(block).out_size(shape, block.weight),
-    )
-
-
-def _check_block(name: str, x: Tensor, channels: int | None, block: ConvBlock) -> int:
-    """Check a block against what enters it; returns the channels that leave it."""
-    up = block.direction is Direction.UP
-    if block.norm is not None and x.dim() != 4:
-        raise ValueError(f"{name}: expected 4D input (got {x.dim()}D input) before a batch norm")
-    check_together(name, input=x, weight=block.weight, bias=block.bias)
-    check_channels(name, channels, block.weight, block.bias, block.groups, up)
-    if not up and block.output_padding not in (0, (0, 0)):
-        raise ValueError(
-            f"{name}: output_padding belongs to transposed convolutions, but got "
-            f"{block.output_padding} on a {block.direction.value}"
-        )
-    return block.weight.shape[1] * block.groups if up else block.weight.shape[0]
 
 
 def _why_not_cpu(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
     return (
         _native.why_not()
         or refuse_dtype(x, (torch.float32, torch.bfloat16))
-        or _refuse_blocks(x, blocks, training)
+        or refuse_blocks(x, blocks, training, refuse_on_cpu)
         or refuse_transforms()
     )
 
 
-def _refuse_blocks(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
-    shape: Sequence[int] = x.shape
-    for b, block in enumerate(blocks):
-        inner = b + 1 < len(blocks)
-        reason = refuse_on_cpu(shape, x.dtype, block.weight, _geometry(block))
-        if reason is None:
-            shape = _out_shape(shape, block)
-            reason = _refuse_block(block, inner, training, shape)
-        if reason is not None:
-            return f"block {b}: {reason}"
-    return None
-
-
-def _refuse_block(
-    block: ConvBlock, inner: bool, training: bool, shape: Sequence[int]
-) -> str | None:
-    norm = block.norm
-    if inner and block.activation in (Activation.TANH, Activation.SIGMOID):
-        return f"{block.activation.value} is served at the end of a stack only"
-    if block.activation is Activation.LEAKY_RELU and not block.negative_slope >= 0:
-        return f"a negative slope of {block.negative_slope}: only 0 and more is served"
-    if block.bias is not None and block.bias.dtype != block.weight.dtype:
-        return f"a bias of {block.bias.dtype} for a weight of {block.weight.dtype} is not served"
-    if norm is None:
-        return None
-    taking = training and norm.training is not False
-    if taking and shape[0] * shape[2] * shape[3] == 1:
-        return "a batch norm over one value per channel is PyTorch's to refuse"
-    if not taking and (norm.running_mean is None or norm.running_var is None):
-        return "no running statistics outside training: PyTorch's to refuse"
-    if not norm.eps > 0:
-        return f"eps={norm.eps} is PyTorch's to refuse"
-    for parameter in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
-        if parameter is not None and (
-            tuple(parameter.shape) != (shape[1],) or parameter.device != block.weight.device
-        ):
-            return f"a parameter of shape {tuple(parameter.shape)} does not fit"
-    return None
+def _why_not_triton(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
+    return (
+        triton_runtime.why_not(x)
+        or refuse_dtype(x, TRITON_DTYPES)
+        or refuse_blocks(x, blocks, training, refuse_on_triton)
+        or refuse_transforms()
+    )
 
 
 _FAST_SHARE = 0.6
@@ -463,13 +396,13 @@ def _why_slower_cpu(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> s
     shape: Sequence[int] = (1, *x.shape[1:])  # the share is the same for every batch
     fast = every = 0
     for block in blocks:
-        geometry = _geometry(block)
+        geometry = block_geometry(block)
         if isinstance(block.padding, str):
             return None
         count = multiplications(shape, block.weight, geometry)
         fast += count if is_fast(shape, block.weight, geometry) else 0
         every += count
-        shape = _out_shape(shape, block)
+        shape = out_shape(shape, block)
     if fast < _FAST_SHARE * every:
         return (
             "most of its multiplications are in other convolutions than 4x4 of stride 2 and "
@@ -483,6 +416,16 @@ CONV_STACK = Op(
     conv_stack,
     reference.conv_stack,
     CASES,
-    impls=(Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),),
+    impls=(
+        Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),
+        Impl(
+            "triton",
+            triton_runtime.DEVICES,
+            _triton_fwd,
+            _triton_bwd,
+            _why_not_triton,
+            why_slower_triton,
+        ),
+    ),
     error_factor=CONVOLUTION_ERROR_FACTOR,
 )

@@ -48,9 +48,6 @@ class Tiles(NamedTuple):
     weight_few: Tile
 
 
-ROOMY = (80, 87, 90, 100, 103)
-"""Compute capabilities with at least 160 KB of shared memory a block; others have 99 KB."""
-
 HALF, TF32, IEEE = "half", "tf32", "ieee"
 
 # float32 that is not TF32 runs on the ordinary cores, whose operands are registers: small tiles.
@@ -59,57 +56,66 @@ _IEEE = Tiles(
     weight=(Tile(64, 64, 16, 4, 2),),
     weight_few=Tile(64, 64, 16, 8, 2),
 )
-TILES: dict[bool, dict[str, Tiles]] = {
-    True: {
-        HALF: Tiles(
-            image=(
-                Tile(128, 16, 64, 8, 3),
-                Tile(128, 32, 64, 8, 3),
-                Tile(128, 64, 64, 8, 3),
-                Tile(128, 128, 64, 8, 3),
-            ),
-            weight=(Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
-            weight_few=Tile(64, 64, 64, 8, 3),
+_Table = dict[str, Tiles]
+
+_ROOMY: _Table = {  # at least 160 KB of shared memory a block
+    HALF: Tiles(
+        image=(
+            Tile(128, 16, 64, 8, 3),
+            Tile(128, 32, 64, 8, 3),
+            Tile(128, 64, 64, 8, 3),
+            Tile(128, 128, 64, 8, 3),
         ),
-        TF32: Tiles(
-            image=(Tile(128, 16, 32, 8, 3), Tile(128, 32, 32, 8, 3), Tile(128, 64, 32, 8, 3)),
-            weight=(Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 8, 3)),
-            weight_few=Tile(64, 64, 32, 8, 3),
-        ),
-        IEEE: _IEEE,
-    },
-    False: {
-        HALF: Tiles(
-            image=(
-                Tile(128, 16, 32, 8, 3),
-                Tile(128, 32, 32, 8, 3),
-                Tile(128, 64, 32, 8, 3),
-                Tile(128, 128, 32, 8, 3),
-            ),
-            weight=(Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 8, 3), Tile(128, 128, 32, 8, 3)),
-            weight_few=Tile(64, 64, 32, 8, 3),
-        ),
-        TF32: Tiles(
-            image=(Tile(128, 16, 32, 8, 2), Tile(128, 32, 32, 8, 2), Tile(128, 64, 32, 8, 2)),
-            weight=(Tile(64, 64, 16, 4, 3), Tile(128, 64, 16, 8, 3)),
-            weight_few=Tile(64, 64, 16, 8, 3),
-        ),
-        IEEE: _IEEE,
-    },
+        weight=(Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
+        weight_few=Tile(64, 64, 64, 8, 3),
+    ),
+    TF32: Tiles(
+        image=(Tile(128, 16, 32, 8, 3), Tile(128, 32, 32, 8, 3), Tile(128, 64, 32, 8, 3)),
+        weight=(Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 8, 3)),
+        weight_few=Tile(64, 64, 32, 8, 3),
+    ),
+    IEEE: _IEEE,
 }
-"""By whether the architecture is roomy, then by precision."""
+_BLACKWELL: _Table = {  # of three stages, one in float16 spills
+    **_ROOMY,
+    HALF: _ROOMY[HALF]._replace(image=(*_ROOMY[HALF].image[:-1], Tile(128, 128, 64, 8, 4))),
+}
+_TIGHT: _Table = {  # 99 KB
+    HALF: Tiles(
+        image=(
+            Tile(128, 16, 32, 8, 3),
+            Tile(128, 32, 32, 8, 3),
+            Tile(128, 64, 32, 8, 3),
+            Tile(128, 128, 32, 8, 3),
+        ),
+        weight=(Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 8, 3), Tile(128, 128, 32, 8, 3)),
+        weight_few=Tile(64, 64, 32, 8, 3),
+    ),
+    TF32: Tiles(
+        image=(Tile(128, 16, 32, 8, 2), Tile(128, 32, 32, 8, 2), Tile(128, 64, 32, 8, 2)),
+        weight=(Tile(64, 64, 16, 4, 3), Tile(128, 64, 16, 8, 3)),
+        weight_few=Tile(64, 64, 16, 8, 3),
+    ),
+    IEEE: _IEEE,
+}
+TILES: dict[int, _Table] = {
+    **{80: _ROOMY, 87: _ROOMY, 90: _ROOMY},
+    **{100: _BLACKWELL, 103: _BLACKWELL},
+    **{86: _TIGHT, 89: _TIGHT, 120: _TIGHT, 121: _TIGHT},
+}
+"""By compute capability, then by precision; one that is not here takes the tight ones."""
 
 # A program costs the interpreter the same for any tile: several of each, and no more.
 _INTERPRETED = Tiles(
-    image=(Tile(64, 32, 32, 1, 1),),
-    weight=(Tile(32, 32, 64, 1, 1),),
-    weight_few=Tile(32, 32, 64, 1, 1),
+    image=(Tile(128, 32, 32, 1, 1),),
+    weight=(Tile(32, 32, 128, 1, 1),),
+    weight_few=Tile(32, 32, 128, 1, 1),
 )
 _SMALLEST = 16  # what tl.dot takes
 
 PROGRAMS = 264
 """Of wgrad at least, where the pixels suffice: two for each core of the largest GPUs."""
-PART_STEPS = 4
+PART_STEPS = 2
 """Blocks of pixels at least in a part of wgrad."""
 SUM_BLOCK = 1024
 SUM_WARPS = 4
@@ -120,7 +126,7 @@ def _tiles(x: Tensor, precision: str) -> Tiles:
         return _INTERPRETED
     major, minor = torch.cuda.get_device_capability(x.device)
     kind = precision if x.dtype == torch.float32 else HALF
-    return TILES[10 * major + minor in ROOMY][kind]
+    return TILES.get(10 * major + minor, _TIGHT)[kind]
 
 
 def image_tile(x: Tensor, precision: str, columns: int, summands: int) -> Tile:
@@ -170,9 +176,7 @@ class Shipped(NamedTuple):
 
 def shipped() -> Iterator[Shipped]:
     """Every set of tiles, for the architectures that are compiled for."""
-    roomy, tight = (80, 90, 100), (120,)
-    for capabilities in (roomy, tight):
-        tiles = TILES[capabilities is roomy]
-        yield Shipped(tiles[HALF], "ieee", ("fp16", "bf16"), capabilities)
-        yield Shipped(tiles[TF32], "tf32", ("fp32",), capabilities)
-    yield Shipped(_IEEE, "ieee", ("fp32",), roomy + tight)
+    for table, capabilities in ((_ROOMY, (80, 90)), (_BLACKWELL, (100,)), (_TIGHT, (120,))):
+        yield Shipped(table[HALF], "ieee", ("fp16", "bf16"), capabilities)
+        yield Shipped(table[TF32], "tf32", ("fp32",), capabilities)
+    yield Shipped(_IEEE, "ieee", ("fp32",), (80, 90, 100, 120))

@@ -15,10 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from genimg.kernels.triton import configs, contraction
-from genimg.kernels.triton.epilogue import NONE, Epilogue, activate, write_tile
+from genimg.kernels.triton.conv_dgrad_few import dgrad_few, is_few
+from genimg.kernels.triton.epilogue import Epilogue, write_tile
 from genimg.kernels.triton.geometry import (
-    FEW_CHANNELS,
-    FEW_COLUMNS,
     Geometry,
     Pair,
     empty_pixels,
@@ -177,103 +176,6 @@ def _conv_dgrad_kernel(
     )
 
 
-@triton.jit
-def _conv_dgrad_few_kernel(
-    x_ptr,  # [N, H, W, channels]: the small image
-    y_ptr,
-    x_coef_ptr,
-    weight_ptr,  # [channels, KH, KW, FEW]
-    bias_ptr,
-    out_ptr,  # [N, out_h, out_w, FEW]
-    pixels,  # N * phase_h * phase_w
-    h,
-    w,
-    channels,
-    out_h,
-    out_w,
-    phase_h,
-    phase_w,
-    x_slope,
-    slope,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    FOLDED: tl.constexpr,
-    FIRST_H: tl.constexpr,  # the small pixels that any phase reads, from its own on
-    SHIFTS_H: tl.constexpr,
-    FIRST_W: tl.constexpr,
-    SHIFTS_W: tl.constexpr,
-    FEW: tl.constexpr,  # the large image's channels
-    PROLOGUE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """All phases at once: a column is a phase and a channel, a shift of the image is read once."""
-    n = tl.arange(0, BLOCK_N)
-    channel = n % FEW
-    phase = n // FEW
-    rh = phase // STRIDE_W
-    rw = phase % STRIDE_W
-    known = n < STRIDE_H * STRIDE_W * FEW
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    qw = m % phase_w
-    qh = (m // phase_w) % phase_h
-    image = (m // (phase_w * phase_h)).to(tl.int64)  # 64 bit: more than 2**31 elements
-    base = ((image * h + qh) * w + qw) * channels
-
-    shifts: tl.constexpr = SHIFTS_H * SHIFTS_W
-    tile = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for step in range(shifts * tl.cdiv(channels, BLOCK_K)):
-        shift = step % shifts
-        c = (step // shifts) * BLOCK_K + tl.arange(0, BLOCK_K)
-        dh = FIRST_H + shift // SHIFTS_W
-        dw = FIRST_W + shift % SHIFTS_W
-        inside = (m < pixels) & (qh + dh >= 0) & (qh + dh < h) & (qw + dw >= 0) & (qw + dw < w)
-        x = read_tile(
-            x_ptr,
-            y_ptr,
-            x_coef_ptr,
-            base[:, None] + ((dh * w + dw) * channels + c)[None, :],
-            inside[:, None] & (c < channels)[None, :],
-            c,
-            channels,
-            x_slope,
-            PROLOGUE,
-        )
-        # The tap, times the dilation, that leads from this small pixel to the column's phase.
-        kh = rh + PAD_H - dh * STRIDE_H
-        kw = rw + PAD_W - dw * STRIDE_W
-        reached = known & (kh >= 0) & (kh < KH * DILATION_H) & (kw >= 0) & (kw < KW * DILATION_W)
-        reached = reached & (kh % DILATION_H == 0) & (kw % DILATION_W == 0)
-        k = (c.to(tl.int64)[:, None] * KH + (kh // DILATION_H)[None, :]) * KW
-        weight = tl.load(
-            weight_ptr + (k + (kw // DILATION_W)[None, :]) * FEW + channel[None, :],
-            mask=(c < channels)[:, None] & reached[None, :],
-            other=0.0,
-        )
-        tile = tl.dot(x, weight, tile, input_precision=PRECISION)
-    if bias_ptr is not None:
-        tile += tl.load(bias_ptr + channel, mask=known, other=0.0).to(tl.float32)[None, :]
-    tile = activate(tile, slope, ACTIVATION)
-    oh = (qh * STRIDE_H)[:, None] + rh[None, :]
-    ow = (qw * STRIDE_W)[:, None] + rw[None, :]
-    inside_out = (m < pixels)[:, None] & known[None, :] & (oh < out_h) & (ow < out_w)
-    pixel = ((image * out_h)[:, None] + oh) * out_w + ow
-    tl.store(
-        out_ptr + pixel * FEW + channel[None, :],
-        tile.to(out_ptr.dtype.element_ty),
-        mask=inside_out,
-    )
-
-
 def dgrad(
     image: ReadImage, weight: Tensor, geometry: Geometry, epilogue: Epilogue
 ) -> tuple[Tensor, Tensor | None]:
@@ -282,12 +184,10 @@ def dgrad(
     ``weight`` is ``[small channels, large channels, KH, KW]``, dense in channels_last memory.
     """
     g = geometry
+    if is_few(g, epilogue):
+        return dgrad_few(image, weight, g, epilogue), None
     out = empty_pixels(g.large_shape, image.x)
-    if _is_few(g, epilogue):
-        with on_device_of(out):
-            _launch_few(image, weight, g, epilogue, out)
-        return out, None
-    phase_size = _phase_size(g)
+    phase_size = g.phase_size
     pixels = g.batch * phase_size[0] * phase_size[1]
     tile = configs.image_tile(image.x, precision(image.x), g.large_channels, g.small_channels)
     rows = triton.cdiv(pixels, tile.m) * g.stride[0] * g.stride[1]
@@ -326,61 +226,6 @@ def dgrad(
     return out, partial
 
 
-def _is_few(g: Geometry, epilogue: Epilogue) -> bool:
-    """Whether the columns of all phases are few enough for one tile."""
-    columns = g.stride[0] * g.stride[1] * g.large_channels
-    plain = not epilogue.statistics and epilogue.gate == NONE
-    return plain and not g.folded and g.large_channels <= FEW_CHANNELS and columns <= FEW_COLUMNS
-
-
-def _launch_few(
-    image: ReadImage, weight: Tensor, g: Geometry, epilogue: Epilogue, out: Tensor
-) -> None:
-    (stride_h, stride_w), (pad_h, pad_w) = g.stride, g.padding
-    first_h, shifts_h = _shifts(g.kernel[0], stride_h, pad_h, g.dilation[0])
-    first_w, shifts_w = _shifts(g.kernel[1], stride_w, pad_w, g.dilation[1])
-    columns = stride_h * stride_w * g.large_channels
-    tile = configs.phases_tile(image.x, precision(image.x), columns, g.small_channels)
-    phase_size = _phase_size(g)
-    pixels = g.batch * phase_size[0] * phase_size[1]
-    _conv_dgrad_few_kernel[(triton.cdiv(pixels, tile.m),)](
-        image.x,
-        image.y,
-        image.coef,
-        weight,
-        epilogue.bias,
-        out,
-        pixels,
-        *g.small,
-        g.small_channels,
-        *g.large,
-        *phase_size,
-        image.slope,
-        epilogue.slope,
-        **g.constants(),
-        FIRST_H=first_h,
-        SHIFTS_H=shifts_h,
-        FIRST_W=first_w,
-        SHIFTS_W=shifts_w,
-        FEW=g.large_channels,
-        PROLOGUE=image.prologue,
-        ACTIVATION=epilogue.activation,
-        PRECISION=precision(image.x),
-        **tile.blocks(),
-        **tile.options(),
-    )
-
-
-def _phase_size(g: Geometry) -> tuple[int, int]:
-    return triton.cdiv(g.large[0], g.stride[0]), triton.cdiv(g.large[1], g.stride[1])
-
-
-def _shifts(kernel: int, stride: int, padding: int, dilation: int) -> tuple[int, int]:
-    """The first small pixel that any phase reads, counted from its own, and how many there are."""
-    first = -(((kernel - 1) * dilation - padding) // stride)
-    return first, (stride - 1 + padding) // stride - first + 1
-
-
 def _phase_constants(kernel: Pair, stride: Pair, dilation: Pair) -> dict[str, int]:
     constants = {}
     for axis, name in enumerate("HW"):
@@ -393,19 +238,11 @@ def _phase_constants(kernel: Pair, stride: Pair, dilation: Pair) -> dict[str, in
 
 
 def compiles() -> Iterator[Compile]:
-    """As shipped: of many channels, and of the three that an image has."""
+    """As shipped, at kernel 4, stride 2, padding 1."""
     yield from contraction.compiles(
         "conv_dgrad",
         _conv_dgrad_kernel,
         (contraction.FORWARD, contraction.BACKWARD),
         _phase_constants((4, 4), (2, 2), (1, 1)),
         ("channels", "columns", "coef_channels"),
-    )
-    yield from contraction.compiles(
-        "conv_dgrad few",
-        _conv_dgrad_few_kernel,
-        (contraction.LAST,),
-        {"FIRST_H": -1, "SHIFTS_H": 3, "FIRST_W": -1, "SHIFTS_W": 3, "FEW": 3},
-        ("channels",),
-        16,
     )

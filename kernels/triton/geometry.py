@@ -58,6 +58,12 @@ class Geometry(NamedTuple):
         """Of all images."""
         return self.batch * self.small[0] * self.small[1]
 
+    @property
+    def phase_size(self) -> Pair:
+        """Of one phase of the large image; the last ones may be smaller."""
+        (height, width), (stride_h, stride_w) = self.large, self.stride
+        return (height + stride_h - 1) // stride_h, (width + stride_w - 1) // stride_w
+
     def constants(self) -> dict[str, int | bool]:
         """What the kernels are compiled for."""
         (kernel_h, kernel_w), (stride_h, stride_w) = self.kernel, self.stride

@@ -196,3 +196,19 @@ def test_refuses_in_words():
             genimg.ops.conv2d(x, weight, **options, backend="triton")
     with pytest.raises(genimg.BackendError, match="float64 is not served"):
         genimg.ops.conv2d(x.double(), weight.double(), groups=2, backend="triton")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["primes", "few_channels", "common_divisor_few"])
+def test_not_finite(name, value):
+    """It reaches the outputs that it belongs to, and no other phase of the same tile."""
+    data = Data(name)
+    data.weight = data.weight.abs() + 1
+    data.small[0, 0, 1, 1] = data.large[0, 0, 1, 2] = value
+    for kernel, image, expected in (
+        (fprop, data.large, data.fprop()),
+        (dgrad, data.small, data.grads(data.small, data.large.clone())[0]),
+    ):
+        got, _ = contract(kernel, read(image, torch.float32), data, Epilogue())
+        assert torch.equal(got.isfinite(), expected.isfinite())
+        assert torch.equal(got[got.isfinite()].double(), expected[expected.isfinite()])

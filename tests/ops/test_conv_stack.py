@@ -8,6 +8,7 @@ from contract import FLOATS, assert_case, case_of, small_cases
 
 import genimg
 from genimg import _native
+from genimg.kernels.triton import runtime as triton_runtime
 from genimg.ops import Activation, BatchNorm, ConvBlock, Direction, convolution
 from genimg.testing import prepare
 
@@ -90,16 +91,28 @@ def test_refuses_an_unbatched_input_before_a_norm():
 
 
 native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
+needs_triton = pytest.mark.skipif(
+    triton_runtime.MISSING is not None, reason=f"{triton_runtime.MISSING}"
+)
+each_kernel = pytest.mark.parametrize(
+    ("backend", "device"),
+    [
+        pytest.param("cpu", "cpu", marks=native),
+        pytest.param("triton", triton_runtime.DEVICES[-1], marks=needs_triton),
+    ],
+    ids=["cpu", "triton"],
+)
 
 
-def stack_of(generator, frozen=False):
+def stack_of(seed, device="cpu", frozen=False):
     """Bias before a norm, a block without one, a norm, tanh: (x, blocks, trained tensors)."""
+    generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
-        return torch.randn(shape, generator=generator).mul_(0.2).requires_grad_()
+        return torch.randn(shape, generator=generator).mul_(0.2).to(device).requires_grad_()
 
-    x = torch.randn(4, 5, 7, 7, generator=generator).requires_grad_()
-    statistics = torch.randn(2, 12, generator=generator).abs() + 0.5
+    x = torch.randn(2, 5, 7, 7, generator=generator).to(device).requires_grad_()
+    statistics = (torch.randn(2, 12, generator=generator).abs() + 0.5).to(device)
     trained = [draw(5, 12, 4, 4), draw(12), draw(12), draw(12), draw(8, 12, 3, 3), draw(8)]
     trained += [draw(8, 3, 4, 4), draw(3)]
     norm = BatchNorm(*statistics, trained[2], trained[3], training=False if frozen else None)
@@ -125,13 +138,13 @@ def assert_near(got, expected):
         )
 
 
-@native
+@each_kernel
 @pytest.mark.parametrize("frozen", [False, True])
-def test_bias_before_a_norm(frozen):
+def test_bias_before_a_norm(backend, device, frozen):
     """Statistics of the batch cancel it, frozen ones do not."""
-    x, blocks, trained = stack_of(torch.Generator().manual_seed(3), frozen)
+    x, blocks, trained = stack_of(3, device, frozen)
     (ours, got), (theirs, expected) = (
-        grads_of(x, blocks, [x, *trained], backend) for backend in ("cpu", "reference")
+        grads_of(x, blocks, [x, *trained], name) for name in (backend, "reference")
     )
     assert_near([ours], [theirs])
     assert (got[2].abs().max() == 0) == (not frozen)
@@ -140,30 +153,40 @@ def test_bias_before_a_norm(frozen):
         assert_near(got[2:3], expected[2:3])
 
 
-@native
-@pytest.mark.parametrize("chosen", [[0], [1], [3], [4], [7], [8], [2, 5]])
-def test_only_some_are_trained(chosen):
+CHOSEN = [[0], [1], [3], [4], [7], [8], [2, 5]]
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "chosen"),
+    [pytest.param("cpu", "cpu", chosen, marks=native) for chosen in CHOSEN]
+    # The interpreter is slow: a weight below, and parameters above and between.
+    + [
+        pytest.param("triton", triton_runtime.DEVICES[-1], chosen, marks=needs_triton)
+        for chosen in ([1], [8], [2, 5])
+    ],
+)
+def test_only_some_are_trained(backend, device, chosen):
     """Frozen layers below, above and between: what is asked for comes, and is the same."""
-    x, blocks, trained = stack_of(torch.Generator().manual_seed(4))
+    x, blocks, trained = stack_of(4, device)
     tensors = [x, *trained]
     wanted = [tensors[i] for i in chosen]
-    _, every = grads_of(x, blocks, tensors, "cpu")
+    _, every = grads_of(x, blocks, tensors, backend)
     for tensor in tensors:
         tensor.requires_grad_(any(tensor is w for w in wanted))
-    _, some = grads_of(x, blocks, wanted, "cpu")
+    _, some = grads_of(x, blocks, wanted, backend)
     for i, grad in zip(chosen, some, strict=True):
         assert torch.equal(grad, every[i])
 
 
-@native
+@each_kernel
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30], ids=str)
-def test_numbers_that_the_kernels_refuse(value):
-    """PyTorch computes these contractions: NaN and Inf stand where it puts them."""
-    x, blocks, trained = stack_of(torch.Generator().manual_seed(5), frozen=True)
+def test_not_finite(backend, device, value):
+    """NaN and Inf stand where PyTorch puts them; the CPU kernels leave such images to it."""
+    x, blocks, trained = stack_of(5, device, frozen=True)
     with torch.no_grad():
         x[1, 2, 3, 4] = value
     (ours, got), (theirs, expected) = (
-        grads_of(x, blocks, trained, backend) for backend in ("cpu", "reference")
+        grads_of(x, blocks, trained, name) for name in (backend, "reference")
     )
     assert torch.equal(ours.isnan(), theirs.isnan())
     assert_near([ours], [theirs])
@@ -171,18 +194,18 @@ def test_numbers_that_the_kernels_refuse(value):
         assert torch.equal(grad.isfinite(), other.isfinite())
 
 
-@native
-def test_training_without_grad_takes_statistics():
+@each_kernel
+def test_training_without_grad_takes_statistics(backend, device):
     """A generator's images for the discriminator's step."""
-    x, blocks, _ = stack_of(torch.Generator().manual_seed(6))
+    x, blocks, _ = stack_of(6, device)
     norm = blocks[0].norm
     before = norm.running_mean.clone()
     with torch.no_grad():
-        y = conv_stack(x, blocks, training=True, backend="cpu")
+        y = conv_stack(x, blocks, training=True, backend=backend)
     after = norm.running_mean.clone()
     assert not torch.equal(before, after)
     norm.running_mean.copy_(before)
-    assert torch.equal(conv_stack(x, blocks, training=True, backend="cpu"), y)
+    assert torch.equal(conv_stack(x, blocks, training=True, backend=backend), y)
     assert torch.equal(norm.running_mean, after)
 
 
