@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -329,6 +329,20 @@ def fake_grads(
 
 def memory_format_of(x: Tensor, weight: Tensor) -> torch.memory_format:
     """Of a convolution's output and of its gradients, as PyTorch passes it on."""
-    suggest: Callable[[Tensor], torch.memory_format] = torch._prims_common.suggest_memory_format
-    pixels = torch.channels_last in (suggest(x), suggest(weight))
+    pixels = _is_in_pixels(x) or _is_in_pixels(weight)
     return torch.channels_last if pixels else torch.contiguous_format
+
+
+def _is_in_pixels(x: Tensor) -> bool:
+    """``x.suggest_memory_format()`` of C++: which strides channels_last could have, gaps or not."""
+    shape, strides = x.shape, x.stride()
+    if strides[1] == 0:
+        return False
+    least = 0
+    for d in (1, 3, 2, 0):
+        if shape[d] == 0 or strides[d] < least:
+            return False
+        if d == 0 and least == strides[1]:  # [N, 1, 1, 1] and [N, C, 1, 1] in order
+            return False
+        least = strides[d] * max(shape[d], 1)
+    return True

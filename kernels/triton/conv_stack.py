@@ -222,8 +222,8 @@ def conv_stack_fwd(
     The latter are empty where a block has none; raw outputs also unless ``keep``.
     """
     blocks = _read_blocks(parameters, options, numbers)
-    empty = x.new_empty(0)
-    raws, means, rstds, variances = ([empty] * len(blocks) for _ in range(4))
+    # Each its own: torch.compile takes what is kept for outputs, which must differ.
+    raws, means, rstds, variances = ([x.new_empty(0) for _ in blocks] for _ in range(4))
     image = ReadImage(as_pixels(x))
     y = x
     for b, block in enumerate(blocks):

@@ -116,9 +116,12 @@ def write_tile(
         count = tl.sum(inside_rows.to(tl.float32), 0)
         mean = tl.sum(values, 0) / tl.maximum(count, 1.0)
         deviation = tl.where(inside, values - mean[None, :], 0.0)
+        # What rounding has left of the mean, in the values about it.
+        rest = tl.sum(deviation, 0) / tl.maximum(count, 1.0)
+        squares = tl.sum(deviation * deviation, 0) - count * rest * rest
         tl.store(partial, tl.zeros_like(mean) + count, mask=known)
-        tl.store(partial + plane, mean, mask=known)
-        tl.store(partial + 2 * plane, tl.sum(deviation * deviation, 0), mask=known)
+        tl.store(partial + plane, mean + rest, mask=known)
+        tl.store(partial + 2 * plane, squares, mask=known)
     if GATE != "none":
         tl.store(partial, tl.sum(values, 0), mask=known)
         tl.store(partial + plane, tl.sum(tl.where(inside, values * y, 0.0), 0), mask=known)

@@ -158,8 +158,12 @@ def as_pixels(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+# torch.compile cannot read torch's switches: it takes them as they are when it traces.
+@torch.compiler.assume_constant_result
+def _allows_tf32() -> bool:
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
 def precision(x: Tensor) -> str:
     """How float32 is multiplied: as torch's switches for convolutions say."""
-    if x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32":
-        return "tf32"
-    return "ieee"
+    return "tf32" if x.dtype == torch.float32 and _allows_tf32() else "ieee"

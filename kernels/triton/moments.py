@@ -51,6 +51,10 @@ def _merge(partial_ptr, first, last, rows, channels, c, BLOCK_ROWS: tl.constexpr
         apart = tl.where(inside, means - block_mean[None, :], 0.0)
         block_squares = tl.sum(tl.load(at + 2 * plane, mask=inside, other=0.0), 0)
         block_squares += tl.sum(counts * apart * apart, 0)
+        # What rounding has left of the mean, in the values about it.
+        rest = tl.sum(counts * apart, 0) / tl.maximum(block_count, 1.0)
+        block_mean += rest
+        block_squares -= block_count * rest * rest
         total = count + block_count
         delta = block_mean - mean
         share = block_count / tl.maximum(total, 1.0)
