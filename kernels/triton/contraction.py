@@ -8,11 +8,13 @@ from typing import Any
 from genimg.kernels.triton.configs import Tile, shipped
 from genimg.kernels.triton.offline import Compile, signature_of
 
+PLAIN = ("none", "bias")
 FORWARD = ("affine_leaky", "statistics")
 BACKWARD = ("two_tensor", "gate")
 LAST = ("affine_leaky", "tanh")
 FIRST = ("none", "gate")
-"""Prologue and epilogue of an inner layer's forward and backward, and of a last layer's."""
+"""Prologue and epilogue: of a lone convolution, of an inner layer's forward and backward, of a last
+layer's."""
 
 K4S2P1: dict[str, Any] = {
     **{"KH": 4, "KW": 4, "STRIDE_H": 2, "STRIDE_W": 2, "PAD_H": 1, "PAD_W": 1},
@@ -57,25 +59,25 @@ def _compile(
     aligned: tuple[str, ...],
     ships_for: tuple[tuple[str, ...], tuple[int, ...]],
 ) -> Compile:
-    activates, gates = epilogue == "tanh", epilogue == "gate"
+    gates, measures = epilogue == "gate", epilogue == "statistics"
     types: dict[str, str | None] = {
         "x_ptr": "*T",
         "y_ptr": "*T" if constants["PROLOGUE"] == "two_tensor" else None,
         "x_coef_ptr": None if constants["PROLOGUE"] == "none" else "*fp32",
         "weight_ptr": "*T",
-        "bias_ptr": "*T" if activates else None,
+        "bias_ptr": None if gates or measures else "*T",
         "out_ptr": "*T",
         "gate_ptr": "*T" if gates else None,
         "gate_coef_ptr": "*fp32" if gates else None,
-        "partial_ptr": None if activates else "*fp32",
+        "partial_ptr": "*fp32" if gates or measures else None,
     }
     types = {argument: kind for argument, kind in types.items() if argument in kernel.arg_names}
     constexprs = {
         **constants,
         **{argument: None for argument, kind in types.items() if kind is None},
         **tile.blocks(),
-        "ACTIVATION": "tanh" if activates else "none",
-        "STATISTICS": epilogue == "statistics",
+        "ACTIVATION": "tanh" if epilogue == "tanh" else "none",
+        "STATISTICS": measures,
         "GATE": "affine" if gates else "none",
     }
     constexprs = {key: value for key, value in constexprs.items() if key in kernel.arg_names}

@@ -242,7 +242,7 @@ def compiles() -> Iterator[Compile]:
     yield from contraction.compiles(
         "conv_dgrad",
         _conv_dgrad_kernel,
-        (contraction.FORWARD, contraction.BACKWARD),
+        (contraction.PLAIN, contraction.FORWARD, contraction.BACKWARD),
         _phase_constants((4, 4), (2, 2), (1, 1)),
         ("channels", "columns", "coef_channels"),
     )

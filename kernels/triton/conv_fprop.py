@@ -187,7 +187,7 @@ def fprop(
 
 def compiles() -> Iterator[Compile]:
     """As shipped: of many channels, and of the three that an image has."""
-    fusions = (contraction.FORWARD, contraction.BACKWARD)
+    fusions = (contraction.PLAIN, contraction.FORWARD, contraction.BACKWARD)
     aligned = ("channels", "columns")
     yield from contraction.compiles("conv_fprop", _conv_fprop_kernel, fusions, {"FEW": 0}, aligned)
     yield from contraction.compiles(

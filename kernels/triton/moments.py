@@ -28,6 +28,7 @@ from genimg.kernels.triton.runtime import on_device_of
 BLOCK_ROWS = 64
 BLOCK_CHANNELS = 16
 NUM_WARPS = 4
+AFFINE_CHANNELS = 512  # 16 bytes a thread
 GROUP = 512
 """Rows that one program merges."""
 
@@ -362,7 +363,7 @@ def _affine(
 ) -> None:
     channels = mean.numel()
     with on_device_of(coef):
-        _moments_affine_kernel[_grid(channels)](
+        _moments_affine_kernel[(triton.cdiv(channels, AFFINE_CHANNELS),)](
             mean,
             rstd,
             *_dense(running_mean, running_var, gamma, beta),
@@ -370,7 +371,7 @@ def _affine(
             channels,
             eps,
             RUNNING=running_mean is not None,
-            BLOCK_CHANNELS=BLOCK_CHANNELS,
+            BLOCK_CHANNELS=AFFINE_CHANNELS,
             num_warps=NUM_WARPS,
         )
 
@@ -420,7 +421,7 @@ def compiles() -> Iterator[Compile]:
         (_moments_group_kernel, {"STATISTICS": True}),
         (_moments_group_kernel, {"STATISTICS": False}),
         (_moments_statistics_kernel, {}),
-        (_moments_affine_kernel, {"RUNNING": True}),
+        (_moments_affine_kernel, {"RUNNING": True, "BLOCK_CHANNELS": AFFINE_CHANNELS}),
         (_moments_grads_kernel, {"BATCH": True}),
         (_moments_bias_kernel, {}),
     ):
@@ -428,7 +429,7 @@ def compiles() -> Iterator[Compile]:
         pointers = {name: "*fp32" for name in kernel.arg_names if name.endswith("_ptr")}
         yield Compile(
             kernel,
-            f"{kernel.fn.__name__.strip('_').removesuffix('_kernel')} {constants or ''}".strip(),
+            kernel.fn.__name__.strip("_").removesuffix("_kernel"),
             signature_of(kernel, {**pointers, "count": "fp32", "eps": "fp32"}, constexprs),
             constexprs,
             {"num_warps": NUM_WARPS},
