@@ -124,12 +124,18 @@ SUM_BLOCK = 1024
 SUM_WARPS = 4
 
 
+# torch.compile would put the question into its graph.
+@torch.compiler.assume_constant_result
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def _tiles(x: Tensor, precision: str) -> Tiles:
     if INTERPRETED:
         return _INTERPRETED
-    major, minor = torch.cuda.get_device_capability(x.device)
     kind = precision if x.dtype == torch.float32 else HALF
-    return TILES.get(10 * major + minor, _TIGHT)[kind]
+    return TILES.get(_capability(x.device), _TIGHT)[kind]
 
 
 def image_tile(x: Tensor, precision: str, columns: int, summands: int) -> Tile:

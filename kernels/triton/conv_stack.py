@@ -23,6 +23,7 @@ from genimg.kernels.triton.epilogue import (
     AFFINE,
     LEAKY,
     NONE,
+    RELU,
     SIGMOID,
     SIGN,
     SUMS,
@@ -33,7 +34,7 @@ from genimg.kernels.triton.epilogue import (
 )
 from genimg.kernels.triton.geometry import as_pixels
 from genimg.kernels.triton.offline import Compile, signature_of
-from genimg.kernels.triton.prologue import AFFINE_LEAKY, TWO_TENSOR, ReadImage, read_tile
+from genimg.kernels.triton.prologue import AFFINE_LEAKY, TWO_TENSOR, ReadImage, affine, read_tile
 from genimg.kernels.triton.runtime import on_device_of
 
 BLOCK = 4096  # values of a tile
@@ -49,6 +50,7 @@ def _conv_stack_fwd_kernel(
     pixels,
     channels,
     slope,
+    PROLOGUE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -58,7 +60,7 @@ def _conv_stack_fwd_kernel(
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     offsets = m.to(tl.int64)[:, None] * channels + n[None, :]
     inside = (m < pixels)[:, None] & (n < channels)[None, :]
-    z = read_tile(raw_ptr, raw_ptr, coef_ptr, offsets, inside, n, channels, slope, "affine_leaky")
+    z = read_tile(raw_ptr, raw_ptr, coef_ptr, offsets, inside, n, channels, slope, PROLOGUE)
     y = activate(z.to(tl.float32), slope, ACTIVATION)
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
 
@@ -137,6 +139,12 @@ class Block(NamedTuple):
         return self.negative_slope if self.activation == LEAKY else 1.0
 
     @property
+    def direct(self) -> str:
+        """The activation, where it follows on the convolution."""
+        relu = self.activation == LEAKY and self.negative_slope == 0
+        return NONE if self.norm else RELU if relu else self.activation
+
+    @property
     def curve(self) -> str:
         """The activation, where it is none that a slope says."""
         return self.activation if self.activation in (TANH, SIGMOID) else NONE
@@ -177,7 +185,7 @@ def _forward(block: Block, image: ReadImage, training: bool) -> tuple[Tensor, mo
     measures = block.takes_statistics(training)
     epilogue = Epilogue(
         bias=block.bias,
-        activation=NONE if block.norm else block.activation,
+        activation=block.direct,
         slope=block.negative_slope,
         statistics=measures,
     )
@@ -202,6 +210,7 @@ def _activated(block: Block, raw: Tensor, norm: moments.Norm) -> Tensor:
             _count(y),
             y.shape[1],
             block.slope,
+            PROLOGUE=affine(block.slope),
             ACTIVATION=block.curve,
             num_warps=NUM_WARPS,
             **tile,
@@ -239,7 +248,7 @@ def conv_stack_fwd(
             if last:
                 y = _activated(block, y, norm)
             else:
-                image = ReadImage(y, AFFINE_LEAKY, norm.coef, slope=block.slope)
+                image = ReadImage(y, affine(block.slope), norm.coef, slope=block.slope)
     return y, [*raws, *means, *rstds, *variances]
 
 
@@ -275,7 +284,7 @@ class _Backward:
         before, raw = self.blocks[b - 1], self.raws[b - 1]
         if not before.norm:
             return ReadImage(raw)
-        return ReadImage(raw, AFFINE_LEAKY, self.coef(b - 1), slope=before.slope)
+        return ReadImage(raw, affine(before.slope), self.coef(b - 1), slope=before.slope)
 
     def begin(self, grad_y: Tensor, y: Tensor | None) -> None:
         """Through the last activation."""
@@ -382,8 +391,8 @@ def conv_stack_bwd(
 def compiles() -> Iterator[Compile]:
     """As shipped, behind a norm."""
     for kernel, constants in (
-        (_conv_stack_fwd_kernel, {"ACTIVATION": "none"}),
-        (_conv_stack_fwd_kernel, {"ACTIVATION": "tanh"}),
+        (_conv_stack_fwd_kernel, {"ACTIVATION": "none", "PROLOGUE": "affine_leaky"}),
+        (_conv_stack_fwd_kernel, {"ACTIVATION": "tanh", "PROLOGUE": "affine_leaky"}),
         (_conv_stack_bwd_kernel, {"ACTIVATION": "tanh", "GATE": "affine"}),
     ):
         constexprs = {**constants, **_tile(BLOCK_CHANNELS)}

@@ -1,6 +1,6 @@
 """What becomes of a contraction's tile in registers, besides being stored.
 
-- bias and activation (leaky, tanh, sigmoid)
+- bias and activation (leaky, relu, tanh, sigmoid)
 - ``statistics``: per tile and channel the number of values, their mean and their squared deviations
   about it, taken in two passes over the values as stored
 - ``gate``: the tile is the gradient of an activation ``leaky(z)``; stored is
@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NONE, LEAKY, TANH, SIGMOID = "none", "leaky", "tanh", "sigmoid"
+NONE, LEAKY, RELU, TANH, SIGMOID = "none", "leaky", "relu", "tanh", "sigmoid"
 AFFINE, SIGN = "affine", "sign"
 MOMENTS, SUMS = 3, 2
 """Planes of a tile's partial result: count, mean, squares; or the two sums."""
@@ -60,6 +60,8 @@ def tanh(x):
 def activate(x, slope, ACTIVATION: tl.constexpr):
     if ACTIVATION == "leaky":
         x = tl.where(x > 0, x, x * slope)
+    elif ACTIVATION == "relu":  # unlike a slope of 0, it sends -Inf to 0
+        x = tl.where(x < 0, 0.0, x)
     elif ACTIVATION == "tanh":
         x = tanh(x)
     elif ACTIVATION == "sigmoid":

@@ -6,6 +6,7 @@ shift and tilt.
 - ``none``: ``x``
 - ``affine_leaky``: ``z if z > 0 else slope z`` with ``z = scale (x - mean) + shift``: the
   activation that follows the layer which wrote ``x``
+- ``affine_relu``: the same with slope 0, which sends -Inf to 0
 - ``two_tensor``: ``scale x + tilt (y - mean) + shift``: the gradient ``x`` taken back through a
   batch norm that read ``y``
 
@@ -20,7 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NONE, AFFINE_LEAKY, TWO_TENSOR = "none", "affine_leaky", "two_tensor"
+NONE, AFFINE_LEAKY, AFFINE_RELU = "none", "affine_leaky", "affine_relu"
+TWO_TENSOR = "two_tensor"
 
 
 class ReadImage(NamedTuple):
@@ -31,6 +33,11 @@ class ReadImage(NamedTuple):
     coef: Tensor | None = None
     y: Tensor | None = None
     slope: float = 1.0
+
+
+def affine(slope: float) -> str:
+    """The prologue of an activation of this slope below zero."""
+    return AFFINE_RELU if slope == 0 else AFFINE_LEAKY
 
 
 @triton.jit
@@ -56,6 +63,9 @@ def read_tile(
         if PROLOGUE == "affine_leaky":
             wide = (wide - mean[None, :]) * scale[None, :] + shift[None, :]
             wide = tl.where(wide > 0, wide, wide * slope)
+        elif PROLOGUE == "affine_relu":
+            wide = (wide - mean[None, :]) * scale[None, :] + shift[None, :]
+            wide = tl.where(wide < 0, 0.0, wide)
         else:
             tilt = tl.load(coef_ptr + 3 * channels + channel, mask=known, other=0.0)
             y = tl.load(y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)

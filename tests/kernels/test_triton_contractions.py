@@ -125,10 +125,12 @@ def through(x, y, prologue, coef):
     if prologue == "affine_leaky":
         z = scale * (x - mean) + shift
         return torch.where(z > 0, z, 0.25 * z)
+    if prologue == "affine_relu":
+        return torch.relu(scale * (x - mean) + shift)
     return scale * x + tilt * (y - mean) + shift
 
 
-@pytest.mark.parametrize("prologue", ["affine_leaky", "two_tensor"])
+@pytest.mark.parametrize("prologue", ["affine_leaky", "affine_relu", "two_tensor"])
 @pytest.mark.parametrize("name", ["primes", "few_channels", "folded"])
 def test_prologues(name, prologue):
     """Exact, and zero at the padding behind the prologue."""
@@ -154,13 +156,14 @@ def test_prologues(name, prologue):
     assert torch.equal(got.double(), grad_weight)
 
 
-@pytest.mark.parametrize("activation", ["leaky", "tanh", "sigmoid"])
+@pytest.mark.parametrize("activation", ["leaky", "relu", "tanh", "sigmoid"])
 @pytest.mark.parametrize("name", ["primes", "few_channels"])
 def test_activations(name, activation):
     data = Data(name)
     data.weight /= 64
     function = {
         "leaky": lambda z: F.leaky_relu(z, 0.2),
+        "relu": torch.relu,
         "tanh": torch.tanh,
         "sigmoid": torch.sigmoid,
     }[activation]

@@ -1,5 +1,6 @@
 """A run of convolution blocks."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -285,3 +286,25 @@ def test_auto_leaves_bfloat16_to_dot_products(monkeypatch, has):
     table = genimg.explain("conv_stack", x, [block], training=True)
     assert table.taken == ("reference" if has else "cpu")
     assert ("dot products" in str(table)) == has
+
+
+@needs_triton
+@pytest.mark.parametrize("normed", [False, True])
+def test_relu_sends_minus_inf_to_zero(normed):
+    """A slope of 0 would make a NaN of it; PyTorch's ReLU does not."""
+    device = triton_runtime.DEVICES[-1]
+    x, blocks, _ = stack_of(9, device, frozen=True)
+    norm = blocks[0].norm if normed else None
+    first = replace(blocks[0], norm=norm, negative_slope=0.0)
+    with torch.no_grad():
+        x[1, 2, 3, 4] = float("inf")
+        first.weight.copy_(-first.weight.abs())
+        if normed:
+            norm.weight.abs_()
+        for last in ([], [blocks[1]]):
+            ours, theirs = (
+                conv_stack(x, [first, *last], training=True, backend=name)
+                for name in ("triton", "reference")
+            )
+            assert torch.isfinite(theirs).all()
+            assert_near([ours], [theirs])
