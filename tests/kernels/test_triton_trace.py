@@ -13,6 +13,9 @@ from genimg.kernels.triton import runtime
 # op -> case, launches of forward and backward
 TRACED = {
     "batch_norm_act": ("channels_last", 6),
+    "conv2d": ("k4s2p1_primes", 3),
+    "conv_stack": ("generator", 19),
+    "conv_transpose2d": ("k4s2p1_primes", 3),
     "leaky_relu": ("primes", 2),
     "reparam_kl": ("primes", 2),
 }
@@ -30,5 +33,5 @@ def test_one_graph_holds_every_launch():
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    # With sizes that are numbers, and with symbolic ones.
+    # With sizes that are numbers, and with symbolic ones (of convolutions: the batch).
     assert json.loads(done.stdout) == {op: [n, n] for op, (_, n) in TRACED.items()}
