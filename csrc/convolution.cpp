@@ -61,7 +61,7 @@ void Convolution::check(const at::Tensor& x, const at::Tensor& weight,
               ": expected x and weight of 4 dimensions, got ", x.sizes(), " and ", weight.sizes());
   check_same_dtype(op, "x", x, "weight", weight);
   check_same_device(op, "x", x, "weight", weight);
-  if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kBFloat16) {
+  if (!x.is_cuda() && x.scalar_type() != at::kFloat && x.scalar_type() != at::kBFloat16) {
     refuse_dtype(op, x.scalar_type(), "float32 and bfloat16");
   }
   const int64_t channels = weight.size(transposed ? 0 : 1);

@@ -38,6 +38,14 @@ struct Convolution {
   std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad_y, const at::Tensor& x,
                                               const at::Tensor& weight, bool needs_x,
                                               bool needs_weight) const;
+
+#ifdef GENIMG_WITH_CUDA
+  at::Tensor forward_cuda(const at::Tensor& x, const at::Tensor& weight,
+                          const std::optional<at::Tensor>& bias) const;
+  std::tuple<at::Tensor, at::Tensor> backward_cuda(const at::Tensor& grad_y, const at::Tensor& x,
+                                                   const at::Tensor& weight, bool needs_x,
+                                                   bool needs_weight) const;
+#endif
 };
 
 // The memory format that PyTorch gives a convolution's output.

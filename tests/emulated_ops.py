@@ -11,37 +11,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import emulator
 import pytest
 import torch
-from emulator import SCHEDULES, Read, Update, Write, call, library
+from emulator import Read, Update, Write, launch, library
 from torch import Tensor
 
 from genimg import _native
 from genimg.backends import OPS
-
-NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-
-
-def launch(function: str, dtype: torch.dtype, *args: Any) -> None:
-    """Call a launcher under every schedule, from the same state, and compare what it writes."""
-    written = [
-        arg.tensor for arg in args if isinstance(arg, (Write, Update)) and arg.tensor is not None
-    ]
-    before = [x.clone() for x in written]
-    first: list[Tensor] = []
-    for schedule in SCHEDULES if not emulator.sanitized else SCHEDULES[-1:]:
-        for x, start in zip(written, before, strict=True):
-            x.copy_(start)
-        call(library("genimg_emulated"), f"{function}_{NAMES[dtype]}", *args, schedule=schedule)
-        first = first or [x.clone() for x in written]
-        for x, expected in zip(written, first, strict=True):
-            assert torch.equal(_bits(x), _bits(expected)), f"{function} differs under {schedule}"
-
-
-def _bits(x: Tensor) -> Tensor:
-    kinds = {2: torch.int16, 4: torch.int32}
-    return x.view(kinds[x.element_size()]) if x.is_floating_point() else x
 
 
 def _in_order_of(like: Tensor, x: Tensor) -> Tensor:
@@ -189,7 +165,6 @@ def _reparam_kl_bwd(
 
 
 HOSTS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "batch_norm_act": (_batch_norm_act_fwd, _batch_norm_act_bwd),
     "leaky_relu": (_leaky_relu_fwd, _leaky_relu_bwd),
     "reparam_kl": (_reparam_kl_fwd, _reparam_kl_bwd),
 }

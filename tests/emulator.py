@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,10 @@ SCHEDULES = (
     Schedule("random", 2, seed=1),
     Schedule("random_eager", 2, seed=2, eager=True),
 )
+
+
+NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+"""How the C interface ends a function's name for a dtype."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,27 @@ def call(lib: ctypes.CDLL, function: str, *args: Any, schedule: Schedule = SCHED
             raise KernelError(lib.simt_error().decode())
     finally:
         lib.simt_clear_buffers()
+
+
+def launch(function: str, dtype: torch.dtype, *args: Any) -> None:
+    """Call a launcher under every schedule, from the same state, and compare what it writes."""
+    written = [
+        arg.tensor for arg in args if isinstance(arg, (Write, Update)) and arg.tensor is not None
+    ]
+    before = [x.clone() for x in written]
+    first: list[Tensor] = []
+    for schedule in SCHEDULES if not sanitized else SCHEDULES[-1:]:
+        for x, start in zip(written, before, strict=True):
+            x.copy_(start)
+        call(library("genimg_emulated"), f"{function}_{NAMES[dtype]}", *args, schedule=schedule)
+        first = first or [x.clone() for x in written]
+        for x, expected in zip(written, first, strict=True):
+            assert torch.equal(_bits(x), _bits(expected)), f"{function} differs under {schedule}"
+
+
+def _bits(x: Tensor) -> Tensor:
+    kinds = {2: torch.int16, 4: torch.int32}
+    return x.view(kinds[x.element_size()]) if x.is_floating_point() else x
 
 
 def statistics(lib: ctypes.CDLL) -> dict[str, int]:

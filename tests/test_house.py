@@ -26,6 +26,7 @@ GLUE_OF_SEVERAL = {
     "contraction",
     "conv_block",
     "convolution",
+    "convolution_cuda",
     "memory_format",
     "module",
     "moments",

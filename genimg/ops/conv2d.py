@@ -20,8 +20,10 @@ from genimg.ops.convolution import (
     triton_bwd,
     triton_fwd,
     why_not_cpu,
+    why_not_cuda,
     why_not_triton,
     why_slower_cpu,
+    why_slower_cuda,
     why_slower_triton,
 )
 from genimg.reference.conv2d import CASES, IntOrPair
@@ -150,6 +152,18 @@ def _why_not_cpu(
     return why_not_cpu(x, weight, Geometry(False, stride, padding, 0, groups, dilation))
 
 
+def _why_not_cuda(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrPair,
+    padding: IntOrPair | str,
+    dilation: IntOrPair,
+    groups: int,
+) -> str | None:
+    return why_not_cuda(x, weight, Geometry(False, stride, padding, 0, groups, dilation))
+
+
 def _why_slower_cpu(
     x: Tensor,
     weight: Tensor,
@@ -180,6 +194,7 @@ CONV2D = Op(
     reference.conv2d,
     CASES,
     impls=(
+        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, why_slower_cuda),
         Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),
         Impl(
             "triton",

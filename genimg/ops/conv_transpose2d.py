@@ -20,8 +20,10 @@ from genimg.ops.convolution import (
     triton_bwd,
     triton_fwd,
     why_not_cpu,
+    why_not_cuda,
     why_not_triton,
     why_slower_cpu,
+    why_slower_cuda,
     why_slower_triton,
 )
 from genimg.reference.conv2d import IntOrPair
@@ -185,6 +187,21 @@ def _why_not_cpu(
     return why_not_cpu(x, weight, Geometry(True, stride, padding, output_padding, groups, dilation))
 
 
+def _why_not_cuda(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrPair,
+    padding: IntOrPair,
+    output_padding: IntOrPair,
+    groups: int,
+    dilation: IntOrPair,
+) -> str | None:
+    return why_not_cuda(
+        x, weight, Geometry(True, stride, padding, output_padding, groups, dilation)
+    )
+
+
 def _why_slower_cpu(
     x: Tensor,
     weight: Tensor,
@@ -221,6 +238,7 @@ CONV_TRANSPOSE2D = Op(
     reference.conv_transpose2d,
     CASES,
     impls=(
+        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, why_slower_cuda),
         Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),
         Impl(
             "triton",

@@ -22,7 +22,7 @@ from genimg.kernels.triton import runtime as triton_runtime
 from genimg.reference.conv2d import IntOrPair
 
 MAX_KERNEL = 16
-"""Taps along one axis that the CPU kernels have room for."""
+"""Taps along one axis that the C++ kernels have room for."""
 
 MAX_PIXELS = 2**30
 """Of a batch, that the Triton kernels count; values there may be more than 2**31."""
@@ -123,6 +123,21 @@ def why_not_triton(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
         or refuse_on_triton(x.shape, x.dtype, weight, geometry)
         or refuse_transforms()
     )
+
+
+def why_not_cuda(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
+    """Why the CUDA kernels cannot serve a convolution."""
+    return (
+        _native.why_not_cuda()
+        or refuse_dtype(x, (torch.float32, torch.bfloat16, torch.float16))
+        or refuse_geometry(x.shape, x.dtype, weight, geometry)
+        or refuse_transforms()
+    )
+
+
+def why_slower_cuda(*_: Any) -> str | None:
+    """Why PyTorch's convolution may be faster."""
+    return "it was not yet measured on a GPU to be faster than cuDNN"
 
 
 @dataclass(frozen=True)

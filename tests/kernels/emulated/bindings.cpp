@@ -1,5 +1,8 @@
 // A C interface over the launchers, for ctypes: one function per kernel, pass and dtype.
 #include "batch_norm_act.h"
+#include "conv_dgrad.h"
+#include "conv_fprop.h"
+#include "conv_wgrad.h"
 #include "leaky_relu.h"
 #include "reparam_kl.h"
 #include "testing.h"
@@ -97,3 +100,49 @@ SIMT_EXPORT int batch_norm_act_running_fp32(const float* running_mean, const flo
     });                                                                                           \
   }
 FOR_EACH_DTYPE(BATCH_NORM_ACT)
+
+namespace {
+
+// Thirteen numbers in the struct's order.
+genimg::cuda::ConvGeometry conv_geometry(const int64_t* numbers) {
+  const auto number = [=](int i) { return static_cast<int>(numbers[i]); };
+  return {numbers[0], number(1), number(2), number(3),  number(4),  number(5), number(6),
+          number(7),  number(8), number(9), number(10), number(11), number(12)};
+}
+
+genimg::cuda::ConvEpilogue conv_epilogue(const float* bias, int64_t activation, float slope) {
+  return {bias, static_cast<genimg::cuda::Activation>(activation), slope};
+}
+
+}  // namespace
+
+#define CONV(T)                                                                                   \
+  SIMT_EXPORT int conv_fprop_##T(const int64_t* geometry, const T* large, const T* weight,        \
+                                 const float* bias, T* small, int64_t activation, float slope,    \
+                                 int64_t tile) {                                                  \
+    return simt::guarded([=] {                                                                    \
+      return genimg::cuda::launch_conv_fprop(conv_geometry(geometry), large, weight, small, {},   \
+                                             conv_epilogue(bias, activation, slope),              \
+                                             static_cast<genimg::cuda::ConvTile>(tile), nullptr); \
+    });                                                                                           \
+  }                                                                                               \
+  SIMT_EXPORT int conv_dgrad_##T(const int64_t* geometry, const T* small, const T* weight,        \
+                                 const float* bias, T* large, int64_t activation, float slope,    \
+                                 int64_t tile) {                                                  \
+    return simt::guarded([=] {                                                                    \
+      return genimg::cuda::launch_conv_dgrad(conv_geometry(geometry), small, weight, large, {},   \
+                                             conv_epilogue(bias, activation, slope),              \
+                                             static_cast<genimg::cuda::ConvTile>(tile), nullptr); \
+    });                                                                                           \
+  }                                                                                               \
+  SIMT_EXPORT int conv_wgrad_##T(const int64_t* geometry, const T* small, const T* large,         \
+                                 float* scratch, T* grad_weight, int64_t by_channel) {            \
+    return simt::guarded([=] {                                                                    \
+      return genimg::cuda::launch_conv_wgrad(conv_geometry(geometry), small, large, scratch,      \
+                                             grad_weight, by_channel != 0, {}, {}, nullptr);      \
+    });                                                                                           \
+  }                                                                                               \
+  SIMT_EXPORT int64_t conv_wgrad_scratch_##T(const int64_t* geometry) {                           \
+    return genimg::cuda::conv_wgrad_scratch<T>(conv_geometry(geometry));                          \
+  }
+FOR_EACH_DTYPE(CONV)

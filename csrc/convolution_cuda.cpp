@@ -1,0 +1,115 @@
+// The convolutions on a GPU: memory from torch's allocator, the current stream, no synchronisation.
+#ifdef GENIMG_WITH_CUDA
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <limits>
+
+#include "../kernels/cuda/conv_dgrad.h"
+#include "../kernels/cuda/conv_fprop.h"
+#include "../kernels/cuda/conv_wgrad.h"
+#include "checks.h"
+#include "convolution.h"
+#include "dispatch.h"
+
+namespace genimg {
+
+using at::MemoryFormat;
+
+namespace {
+
+at::Tensor as_pixels(const at::Tensor& x) { return x.contiguous(MemoryFormat::ChannelsLast); }
+
+at::Tensor empty_pixels(at::IntArrayRef sizes, const at::Tensor& like) {
+  return at::empty(sizes, like.options(), MemoryFormat::ChannelsLast);
+}
+
+cuda::ConvGeometry narrowed(const char* op, const cpu::ConvGeometry& g, at::IntArrayRef stride) {
+  const auto small = [=](int64_t size) {
+    TORCH_CHECK(size <= std::numeric_limits<int>::max(), op, ": a size of ", size,
+                " is not served");
+    return static_cast<int>(size);
+  };
+  return {g.batch,           small(g.small_c), small(g.small_h), small(g.small_w),
+          small(g.large_c),  small(g.large_h), small(g.large_w), small(g.kernel_h),
+          small(g.kernel_w), small(stride[0]), small(stride[1]), small(g.pad_h),
+          small(g.pad_w)};
+}
+
+// fprop where `to_small`, else dgrad.
+void contract(const char* op, bool to_small, const cuda::ConvGeometry& geometry,
+              const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+              at::Tensor& y) {
+  cuda::ConvEpilogue epilogue;
+  if (bias.defined()) epilogue.bias = bias.const_data_ptr<float>();
+  for_cuda_dtype(op, x.scalar_type(), [&]<typename T>(T) {
+    C10_CUDA_CHECK(
+        (to_small ? cuda::launch_conv_fprop<T>
+                  : cuda::launch_conv_dgrad<T>)(geometry, static_cast<const T*>(x.const_data_ptr()),
+                                                static_cast<const T*>(weight.const_data_ptr()),
+                                                static_cast<T*>(y.mutable_data_ptr()),
+                                                cuda::ConvPrologue{}, epilogue,
+                                                cuda::ConvTile::kAuto,
+                                                c10::cuda::getCurrentCUDAStream()));
+  });
+}
+
+void contract_weight(const char* op, const cuda::ConvGeometry& geometry, const at::Tensor& small,
+                     const at::Tensor& large, at::Tensor& grad_weight, bool by_channel) {
+  for_cuda_dtype(op, small.scalar_type(), [&]<typename T>(T) {
+    at::Tensor scratch =
+        at::empty({cuda::conv_wgrad_scratch<T>(geometry)}, small.options().dtype(at::kFloat));
+    C10_CUDA_CHECK(cuda::launch_conv_wgrad(
+        geometry, static_cast<const T*>(small.const_data_ptr()),
+        static_cast<const T*>(large.const_data_ptr()), scratch.mutable_data_ptr<float>(),
+        static_cast<T*>(grad_weight.mutable_data_ptr()), by_channel, cuda::ConvPrologue{},
+        cuda::ConvPrologue{}, c10::cuda::getCurrentCUDAStream()));
+  });
+}
+
+}  // namespace
+
+at::Tensor Convolution::forward_cuda(const at::Tensor& x, const at::Tensor& weight,
+                                     const std::optional<at::Tensor>& bias) const {
+  check(x, weight, bias ? &*bias : nullptr);
+  const c10::cuda::CUDAGuard guard(x.device());
+  at::Tensor y = empty_pixels(
+      {x.size(0), weight.size(transposed ? 1 : 0), out_size(x, weight, 2), out_size(x, weight, 3)},
+      x);
+  const at::Tensor floats = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
+  contract(op, !transposed, narrowed(op, geometry(x, y, weight), stride), as_pixels(x),
+           as_pixels(weight), floats, y);
+  return y.contiguous(output_format(x.suggest_memory_format(), weight));
+}
+
+std::tuple<at::Tensor, at::Tensor> Convolution::backward_cuda(const at::Tensor& grad_y,
+                                                              const at::Tensor& x,
+                                                              const at::Tensor& weight,
+                                                              bool needs_x,
+                                                              bool needs_weight) const {
+  check(x, weight, nullptr);
+  check_same_device(op, "x", x, "grad_y", grad_y);
+  check_same_dtype(op, "x", x, "grad_y", grad_y);
+  const c10::cuda::CUDAGuard guard(x.device());
+  const at::Tensor grads = as_pixels(grad_y);
+  const cuda::ConvGeometry g = narrowed(op, geometry(x, grads, weight), stride);
+  const MemoryFormat format = output_format(x.suggest_memory_format(), weight);
+  at::Tensor grad_x = at::empty({0}, x.options()), grad_weight = at::empty({0}, weight.options());
+  if (needs_x) {
+    grad_x = empty_pixels(x.sizes(), x);
+    contract(op, transposed, g, grads, as_pixels(weight), at::Tensor(), grad_x);
+    grad_x = grad_x.contiguous(format);
+  }
+  if (needs_weight) {
+    grad_weight = at::empty(weight.sizes(), weight.options(), format);
+    const at::Tensor pixels = as_pixels(x);
+    contract_weight(op, g, transposed ? pixels : grads, transposed ? grads : pixels, grad_weight,
+                    format != MemoryFormat::ChannelsLast);
+  }
+  return {grad_x, grad_weight};
+}
+
+}  // namespace genimg
+#endif

@@ -1,0 +1,48 @@
+// Convolutions between a small and a large image on tensor cores, as matrix products whose operands
+// are gathered while they are loaded. Formulas: genimg/ops/conv2d.py and
+// genimg/ops/conv_transpose2d.py.
+//
+// Pixel i of the small image and pixel stride * i - pad + k of the large one meet in tap k. fprop
+// goes from large to small, dgrad from small to large (a transposed convolution's forward), wgrad
+// makes the weight's gradient from both. Images are dense NHWC, the weight is
+// [small_c, kernel_h, kernel_w, large_c]: a channels_last tensor, which all three read as it is.
+// T is float, __half or __nv_bfloat16; sums are float.
+#pragma once
+
+#include <cstdint>
+
+#include "simt/types.h"
+
+namespace genimg::cuda {
+
+struct ConvGeometry {
+  int64_t batch;
+  int small_c, small_h, small_w, large_c, large_h, large_w;
+  int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+};
+
+enum class Activation { kNone, kLeakyRelu, kTanh, kSigmoid };
+
+// out = activation(value + bias); bias is a float a channel, or null.
+struct ConvEpilogue {
+  const float* bias = nullptr;
+  Activation activation = Activation::kNone;
+  float negative_slope = 0;
+};
+
+// How an operand is read. Arrays are a float a channel.
+struct ConvPrologue {
+  enum Kind {
+    kNone,         // x
+    kAffineLeaky,  // leaky((x - mean) * scale + shift)
+    kTwoTensor,    // x * scale + (y - mean) * slope + shift, where y is laid out as x is
+  } kind = kNone;
+  const void* y = nullptr;
+  const float *mean = nullptr, *scale = nullptr, *shift = nullptr, *slope = nullptr;
+  float negative_slope = 0;
+};
+
+// Rows and columns of the product that a block works on.
+enum class ConvTile { kAuto, k64x16, k64x64, k128x64, k128x128 };
+
+}  // namespace genimg::cuda

@@ -1,0 +1,174 @@
+// By phase: the pixels of the large image that leave the same remainder by the stride meet the same
+// taps, and read the small image as a convolution of stride 1 does. A row of the product is such a
+// pixel, a column one of its channels; summed are the phase's taps' channels of the small image.
+#include "conv_dgrad.h"
+
+#include "conv_launch.h"
+#include "conv_source.h"
+
+namespace genimg::cuda {
+namespace {
+
+// Along one axis: pixels remainder + stride * i, for i in [0, pixels), meet taps
+// first + stride * t of pixels i + shift - t of the small image.
+struct Phase {
+  int remainder, pixels, first, taps, shift;
+
+  __device__ Phase(int remainder, int stride, int pad, int kernel, int size)
+      : remainder(remainder),
+        pixels(remainder < size ? (size - remainder + stride - 1) / stride : 0),
+        first((remainder + pad) % stride),
+        taps(first < kernel ? (kernel - first + stride - 1) / stride : 0),
+        shift((remainder + pad - first) / stride) {}
+};
+
+template <typename T, typename Product, bool kWide, typename Prologue>
+struct DgradLoader {
+  using A = typename Product::A;
+  using B = typename Product::B;
+  using Images = Filler<A, Product::kThreads, kWide, T, Prologue>;
+  using Weights = Filler<B, Product::kThreads, kWide, T, NoPrologue<T>>;
+
+  Images images;
+  Weights weights;
+  TapSource<T, Images::kPasses, false> image;
+  PhaseWeightSource<T, Weights::kPasses> weight;
+  Digits step;
+
+  __device__ DgradLoader(const ConvGeometry& g, const Phase& h, const Phase& w, const T* small,
+                         const T* weight_ptr, const ConvPrologue& prologue, int64_t first_row,
+                         int first_column)
+      : images(prologue), weights({}) {
+    image.base = small;
+    image.height = g.small_h;
+    image.width = g.small_w;
+    image.taps_h = h.taps;
+    image.taps = {g.small_c, w.taps};
+    image.tap = digits_of(Images::first_column(), image.taps);
+    step = digits_of(A::kColumns, image.taps);
+#pragma unroll
+    for (int pass = 0; pass < Images::kPasses; ++pass) {
+      const int64_t row = first_row + Images::first_row() + pass * Images::kStep;
+      const Digits pixel = digits_of(row, {w.pixels, h.pixels});
+      image.set_row(pass, g.batch, pixel, pixel.middle + h.shift, pixel.low + w.shift);
+    }
+    weight.base = weight_ptr;
+    weight.kernel_h = g.kernel_h;
+    weight.kernel_w = g.kernel_w;
+    weight.large_c = g.large_c;
+    weight.column = first_column + Weights::first_column();
+    weight.first_h = h.first;
+    weight.first_w = w.first;
+    weight.stride_h = g.stride_h;
+    weight.stride_w = g.stride_w;
+    weight.taps_h = h.taps;
+    weight.taps = image.taps;
+#pragma unroll
+    for (int pass = 0; pass < Weights::kPasses; ++pass) {
+      weight.tap[pass] = digits_of(Weights::first_row() + pass * Weights::kStep, weight.taps);
+    }
+  }
+
+  __device__ __forceinline__ void fetch(A a, B b) {
+    images.fetch(a, image);
+    weights.fetch(b, weight);
+    image.tap.add(step, image.taps);
+#pragma unroll
+    for (int pass = 0; pass < Weights::kPasses; ++pass) weight.tap[pass].add(step, weight.taps);
+  }
+  __device__ __forceinline__ void deposit(A a, B b) const {
+    images.deposit(a);
+    weights.deposit(b);
+  }
+};
+
+template <typename T, typename Config, bool kWide, typename Prologue>
+__global__ void __launch_bounds__(Config::template Product<false, true>::kThreads)
+    conv_dgrad_kernel(ConvGeometry g, const T* small, const T* weight, T* large,
+                      ConvPrologue prologue, ConvEpilogue epilogue) {
+  using Product = typename Config::template Product<false, true>;
+  SIMT_DYN_SHARED(T, shared);
+  SIMT_SHARED(int64_t, offsets, [Config::kM]);
+  // Neighbouring blocks read the same pixels, for other channels and in other phases.
+  const unsigned tiles = (g.large_c + Config::kN - 1) / Config::kN;
+  const unsigned phase = blockIdx.x / tiles % (g.stride_h * g.stride_w);
+  const int64_t first_row =
+      static_cast<int64_t>(blockIdx.x / tiles / (g.stride_h * g.stride_w)) * Config::kM;
+  const int first_column = static_cast<int>(blockIdx.x % tiles) * Config::kN;
+  const Phase h(static_cast<int>(phase) / g.stride_w, g.stride_h, g.pad_h, g.kernel_h, g.large_h);
+  const Phase w(static_cast<int>(phase) % g.stride_w, g.stride_w, g.pad_w, g.kernel_w, g.large_w);
+  const int64_t rows = g.batch * h.pixels * w.pixels;
+  if (first_row >= rows) return;  // the first phases have the most pixels
+
+  // Without taps nothing is loaded, and there is no number that a digit could count to.
+  Product product;
+  const int64_t depth = static_cast<int64_t>(h.taps) * w.taps * g.small_c;
+  if (depth > 0) {
+    DgradLoader<T, Product, kWide, Prologue> loader(g, h, w, small, weight, prologue, first_row,
+                                                    first_column);
+    multiply<Config::kStages>(shared, product, loader, (depth + Config::kK - 1) / Config::kK);
+  }
+
+  for (int row = static_cast<int>(threadIdx.x); row < Config::kM; row += Product::kThreads) {
+    const Digits pixel = digits_of(first_row + row, {w.pixels, h.pixels});
+    const int64_t y = h.remainder + static_cast<int64_t>(g.stride_h) * pixel.middle;
+    const int64_t x = w.remainder + static_cast<int64_t>(g.stride_w) * pixel.low;
+    offsets[row] =
+        first_row + row < rows
+            ? ((pixel.high * static_cast<int64_t>(g.large_h) + y) * g.large_w + x) * g.large_c
+            : -1;
+  }
+  const Tile<float, Config::kM, Config::kN> result{reinterpret_cast<float*>(shared)};
+  stage_result(result, product);
+  write_result<Product::kThreads, kWide>(result, large, first_column, g.large_c,
+                                         BiasActivation{epilogue},
+                                         [&](int row) { return offsets[row]; });
+}
+
+template <typename T, typename Prologue>
+cudaError_t launch(ConvGeometry g, const T* small, const T* weight, T* large,
+                   const ConvPrologue& prologue, const ConvEpilogue& epilogue, ConvTile tile,
+                   cudaStream_t stream) {
+  // One pixel meets every tap once, whatever the stride: in phases of their own, no other tap is
+  // tried in vain.
+  constexpr int kMaxPhases = 32;
+  if (g.small_h == 1 && g.large_h <= kMaxPhases) g.stride_h = g.large_h;
+  if (g.small_w == 1 && g.large_w <= kMaxPhases) g.stride_w = g.large_w;
+  constexpr int kLanes = Vector<T>::kSize;
+  const bool wide =
+      g.large_c % kLanes == 0 && g.small_c % kLanes == 0 && are_aligned(large, weight, small);
+  const int64_t rows = g.batch * ceil_div(g.large_h, g.stride_h) * ceil_div(g.large_w, g.stride_w);
+  const int64_t phases = int64_t{g.stride_h} * g.stride_w;
+  return with_tile<T>(
+      choose_tile<T>(tile, rows, g.large_c, phases, wide), wide, [&](auto config, auto is_wide) {
+        using Config = decltype(config);
+        using Product = typename Config::template Product<false, true>;
+        const int64_t blocks =
+            ceil_div(rows, Config::kM) * phases * ceil_div(g.large_c, Config::kN);
+        dim3 grid;
+        if (!grid_of(blocks, &grid)) return cudaErrorInvalidValue;
+        return simt::launch(conv_dgrad_kernel<T, Config, decltype(is_wide)::value, Prologue>, grid,
+                            Product::kThreads, shared_bytes<T, Config, Product>(), stream, g, small,
+                            weight, large, prologue, epilogue);
+      });
+}
+
+}  // namespace
+
+template <typename T>
+cudaError_t launch_conv_dgrad(const ConvGeometry& geometry, const T* small, const T* weight,
+                              T* large, const ConvPrologue& prologue, const ConvEpilogue& epilogue,
+                              ConvTile tile, cudaStream_t stream) {
+  return launch<T, NoPrologue<T>>(geometry, small, weight, large, prologue, epilogue, tile, stream);
+}
+
+#define GENIMG_INSTANTIATE(T)                                                                   \
+  template cudaError_t launch_conv_dgrad<T>(const ConvGeometry&, const T*, const T*, T*,        \
+                                            const ConvPrologue&, const ConvEpilogue&, ConvTile, \
+                                            cudaStream_t);
+GENIMG_INSTANTIATE(float)
+GENIMG_INSTANTIATE(__half)
+GENIMG_INSTANTIATE(__nv_bfloat16)
+#undef GENIMG_INSTANTIATE
+
+}  // namespace genimg::cuda

@@ -1,0 +1,14 @@
+// Launcher of dgrad: conv_transpose2d's forward, conv2d's input gradient. conv.h has the words.
+#pragma once
+
+#include "conv.h"
+
+namespace genimg::cuda {
+
+// large [batch, large_h, large_w, large_c] from small and weight.
+template <typename T>
+cudaError_t launch_conv_dgrad(const ConvGeometry& geometry, const T* small, const T* weight,
+                              T* large, const ConvPrologue& prologue, const ConvEpilogue& epilogue,
+                              ConvTile tile, cudaStream_t stream);
+
+}  // namespace genimg::cuda
