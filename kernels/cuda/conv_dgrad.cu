@@ -3,6 +3,7 @@
 // pixel, a column one of its channels; summed are the phase's taps' channels of the small image.
 #include "conv_dgrad.h"
 
+#include "conv_dgrad_few.h"
 #include "conv_launch.h"
 #include "conv_source.h"
 
@@ -159,6 +160,12 @@ template <typename T>
 cudaError_t launch_conv_dgrad(const ConvGeometry& geometry, const T* small, const T* weight,
                               T* large, const ConvPrologue& prologue, const ConvEpilogue& epilogue,
                               ConvTile tile, cudaStream_t stream) {
+  if constexpr (sizeof(T) == 2) {
+    const bool free = tile == ConvTile::kAuto && prologue.kind == ConvPrologue::kNone;
+    if (free && conv_dgrad_few_serves(geometry)) {
+      return launch_conv_dgrad_few(geometry, small, weight, large, epilogue, stream);
+    }
+  }
   return launch<T, NoPrologue<T>>(geometry, small, weight, large, prologue, epilogue, tile, stream);
 }
 
