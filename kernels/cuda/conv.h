@@ -23,12 +23,32 @@ struct ConvGeometry {
 
 enum class Activation { kNone, kLeakyRelu, kTanh, kSigmoid };
 
-// out = activation(value + bias); bias is a float a channel, or null.
+// Sums over a result's channels, of what is stored; arrays of a float a channel.
+//   Without a gate: first is the mean, second 1 / sqrt(variance + eps), third the unbiased
+//   variance. With one: first is the sum of out, second that of out * (y - mean).
+struct ConvSums {
+  float* scratch = nullptr;     // conv_*_sums_scratch floats; null for no sums
+  unsigned* tickets = nullptr;  // one a channel, 0 before and after
+  float eps = 0;
+  float *first = nullptr, *second = nullptr, *third = nullptr;
+};
+
+// out = activation(value + bias) * (z > 0 ? 1 : gate_slope), z = (y - mean) * scale + shift, where
+// y is laid out as the result is. bias is a float a channel, or null; without gate_y there is no
+// gate.
 struct ConvEpilogue {
   const float* bias = nullptr;
   Activation activation = Activation::kNone;
   float negative_slope = 0;
+  const void* gate_y = nullptr;
+  const float *gate_mean = nullptr, *gate_scale = nullptr, *gate_shift = nullptr;
+  float gate_slope = 0;
+  ConvSums sums = {};
 };
+
+inline bool is_plain(const ConvEpilogue& epilogue) {
+  return epilogue.gate_y == nullptr && epilogue.sums.scratch == nullptr;
+}
 
 // How an operand is read. Arrays are a float a channel.
 struct ConvPrologue {

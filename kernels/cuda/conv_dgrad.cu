@@ -23,11 +23,11 @@ struct Phase {
         shift((remainder + pad - first) / stride) {}
 };
 
-template <typename T, typename Product, bool kWide, typename Prologue>
+template <typename T, typename Product, bool kWide, bool kFused>
 struct DgradLoader {
   using A = typename Product::A;
   using B = typename Product::B;
-  using Images = Filler<A, Product::kThreads, kWide, T, Prologue>;
+  using Images = Filler<A, Product::kThreads, kWide, T, Prologue<T, kFused>>;
   using Weights = Filler<B, Product::kThreads, kWide, T, NoPrologue<T>>;
 
   Images images;
@@ -83,7 +83,7 @@ struct DgradLoader {
   }
 };
 
-template <typename T, typename Config, bool kWide, typename Prologue>
+template <typename T, typename Config, bool kWide, bool kFused>
 __global__ void __launch_bounds__(Config::template Product<false, true>::kThreads)
     conv_dgrad_kernel(ConvGeometry g, const T* small, const T* weight, T* large,
                       ConvPrologue prologue, ConvEpilogue epilogue) {
@@ -99,56 +99,73 @@ __global__ void __launch_bounds__(Config::template Product<false, true>::kThread
   const Phase h(static_cast<int>(phase) / g.stride_w, g.stride_h, g.pad_h, g.kernel_h, g.large_h);
   const Phase w(static_cast<int>(phase) % g.stride_w, g.stride_w, g.pad_w, g.kernel_w, g.large_w);
   const int64_t rows = g.batch * h.pixels * w.pixels;
-  if (first_row >= rows) return;  // the first phases have the most pixels
+  // The first phases have the most pixels. Where the blocks wait for the last one, all arrive.
+  const bool has_rows = first_row < rows, waits = kFused && epilogue.sums.scratch != nullptr;
+  if (!has_rows && !waits) return;
 
   // Without taps nothing is loaded, and there is no number that a digit could count to.
   Product product;
   const int64_t depth = static_cast<int64_t>(h.taps) * w.taps * g.small_c;
-  if (depth > 0) {
-    DgradLoader<T, Product, kWide, Prologue> loader(g, h, w, small, weight, prologue, first_row,
-                                                    first_column);
+  if (depth > 0 && has_rows) {
+    DgradLoader<T, Product, kWide, kFused> loader(g, h, w, small, weight, prologue, first_row,
+                                                  first_column);
     multiply<Config::kStages>(shared, product, loader, (depth + Config::kK - 1) / Config::kK);
   }
 
   for (int row = static_cast<int>(threadIdx.x); row < Config::kM; row += Product::kThreads) {
+    offsets[row] = -1;
+    if (first_row + row >= rows) continue;
     const Digits pixel = digits_of(first_row + row, {w.pixels, h.pixels});
     const int64_t y = h.remainder + static_cast<int64_t>(g.stride_h) * pixel.middle;
     const int64_t x = w.remainder + static_cast<int64_t>(g.stride_w) * pixel.low;
-    offsets[row] =
-        first_row + row < rows
-            ? ((pixel.high * static_cast<int64_t>(g.large_h) + y) * g.large_w + x) * g.large_c
-            : -1;
+    offsets[row] = ((pixel.high * static_cast<int64_t>(g.large_h) + y) * g.large_w + x) * g.large_c;
   }
   const Tile<float, Config::kM, Config::kN> result{reinterpret_cast<float*>(shared)};
   stage_result(result, product);
+  const auto offset_of = [&](int row) { return offsets[row]; };
   write_result<Product::kThreads, kWide>(result, large, first_column, g.large_c,
-                                         BiasActivation{epilogue},
-                                         [&](int row) { return offsets[row]; });
+                                         Epilogue<T, kFused>{epilogue}, offset_of);
+  if constexpr (kFused) {
+    if (!waits) return;
+    const int64_t here = has_rows ? rows - first_row : 0;
+    add_sums<Product::kThreads, T>(result, static_cast<int>(here < Config::kM ? here : Config::kM),
+                                   epilogue, first_column, g.large_c, blockIdx.x % tiles,
+                                   blockIdx.x / tiles, gridDim.x / tiles, offset_of);
+  }
 }
 
-template <typename T, typename Prologue>
-cudaError_t launch(ConvGeometry g, const T* small, const T* weight, T* large,
-                   const ConvPrologue& prologue, const ConvEpilogue& epilogue, ConvTile tile,
-                   cudaStream_t stream) {
-  // One pixel meets every tap once, whatever the stride: in phases of their own, no other tap is
-  // tried in vain.
+// One pixel meets every tap once, whatever the stride: in phases of their own, no other tap is
+// tried in vain.
+ConvGeometry separated(ConvGeometry g) {
   constexpr int kMaxPhases = 32;
   if (g.small_h == 1 && g.large_h <= kMaxPhases) g.stride_h = g.large_h;
   if (g.small_w == 1 && g.large_w <= kMaxPhases) g.stride_w = g.large_w;
+  return g;
+}
+
+int64_t phase_rows(const ConvGeometry& g) {
+  return g.batch * ceil_div(g.large_h, g.stride_h) * ceil_div(g.large_w, g.stride_w);
+}
+
+template <typename T, bool kFused>
+cudaError_t launch(const ConvGeometry& g, const T* small, const T* weight, T* large,
+                   const ConvPrologue& prologue, const ConvEpilogue& epilogue, ConvTile tile,
+                   cudaStream_t stream) {
   constexpr int kLanes = Vector<T>::kSize;
-  const bool wide =
-      g.large_c % kLanes == 0 && g.small_c % kLanes == 0 && are_aligned(large, weight, small);
-  const int64_t rows = g.batch * ceil_div(g.large_h, g.stride_h) * ceil_div(g.large_w, g.stride_w);
+  const bool wide = g.large_c % kLanes == 0 && g.small_c % kLanes == 0 &&
+                    are_aligned(large, weight, small) && are_aligned(prologue);
+  const int64_t rows = phase_rows(g);
   const int64_t phases = int64_t{g.stride_h} * g.stride_w;
-  return with_tile<T>(
-      choose_tile<T>(tile, rows, g.large_c, phases, wide), wide, [&](auto config, auto is_wide) {
+  return with_tile<T, kFused>(
+      choose_tile<T>(tile, rows, g.large_c, phases, wide, kFused), wide,
+      [&](auto config, auto is_wide) {
         using Config = decltype(config);
         using Product = typename Config::template Product<false, true>;
         const int64_t blocks =
             ceil_div(rows, Config::kM) * phases * ceil_div(g.large_c, Config::kN);
         dim3 grid;
         if (!grid_of(blocks, &grid)) return cudaErrorInvalidValue;
-        return simt::launch(conv_dgrad_kernel<T, Config, decltype(is_wide)::value, Prologue>, grid,
+        return simt::launch(conv_dgrad_kernel<T, Config, decltype(is_wide)::value, kFused>, grid,
                             Product::kThreads, shared_bytes<T, Config, Product>(), stream, g, small,
                             weight, large, prologue, epilogue);
       });
@@ -160,13 +177,19 @@ template <typename T>
 cudaError_t launch_conv_dgrad(const ConvGeometry& geometry, const T* small, const T* weight,
                               T* large, const ConvPrologue& prologue, const ConvEpilogue& epilogue,
                               ConvTile tile, cudaStream_t stream) {
+  const bool plain = prologue.kind == ConvPrologue::kNone && is_plain(epilogue);
   if constexpr (sizeof(T) == 2) {
-    const bool free = tile == ConvTile::kAuto && prologue.kind == ConvPrologue::kNone;
-    if (free && conv_dgrad_few_serves(geometry)) {
+    if (plain && tile == ConvTile::kAuto && conv_dgrad_few_serves(geometry)) {
       return launch_conv_dgrad_few(geometry, small, weight, large, epilogue, stream);
     }
   }
-  return launch<T, NoPrologue<T>>(geometry, small, weight, large, prologue, epilogue, tile, stream);
+  return (plain ? launch<T, false> : launch<T, true>)(separated(geometry), small, weight, large,
+                                                      prologue, epilogue, tile, stream);
+}
+
+int64_t conv_dgrad_sums_scratch(const ConvGeometry& geometry) {
+  const ConvGeometry g = separated(geometry);
+  return 3 * ceil_div(phase_rows(g), kSummedRows) * g.stride_h * g.stride_w * g.large_c;
 }
 
 #define GENIMG_INSTANTIATE(T)                                                                   \

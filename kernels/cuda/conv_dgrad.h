@@ -5,6 +5,9 @@
 
 namespace genimg::cuda {
 
+// Floats of scratch memory for the sums of an epilogue.
+int64_t conv_dgrad_sums_scratch(const ConvGeometry& geometry);
+
 // large [batch, large_h, large_w, large_c] from small and weight.
 template <typename T>
 cudaError_t launch_conv_dgrad(const ConvGeometry& geometry, const T* small, const T* weight,

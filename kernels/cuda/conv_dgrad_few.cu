@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(Config::template Product<false, true>::kThread
         values[0] += *result.at(row * grid.w.met + column, (kh * g.kernel_w + kw) * g.large_c + c);
       }
     }
-    finish(values, c, g.large_c);
+    finish(values, 0, c, g.large_c);
     const int64_t pixel = (static_cast<int64_t>(number) * g.large_h + y) * g.large_w + x;
     large[pixel * g.large_c + c] = narrow<T>(values[0]);
   }

@@ -8,11 +8,11 @@
 namespace genimg::cuda {
 namespace {
 
-template <typename T, typename Product, bool kWide, typename Prologue>
+template <typename T, typename Product, bool kWide, bool kFused>
 struct FpropLoader {
   using A = typename Product::A;
   using B = typename Product::B;
-  using Images = Filler<A, Product::kThreads, kWide, T, Prologue>;
+  using Images = Filler<A, Product::kThreads, kWide, T, Prologue<T, kFused>>;
   using Weights = Filler<B, Product::kThreads, kWide, T, NoPrologue<T>>;
 
   Images images;
@@ -58,19 +58,19 @@ struct FpropLoader {
   }
 };
 
-template <typename T, typename Config, bool kWide, typename Prologue>
+template <typename T, typename Config, bool kWide, bool kFused>
 __global__ void __launch_bounds__(Config::template Product<false, false>::kThreads)
     conv_fprop_kernel(ConvGeometry g, const T* large, const T* weight, T* small,
                       ConvPrologue prologue, ConvEpilogue epilogue) {
   using Product = typename Config::template Product<false, false>;
   SIMT_DYN_SHARED(T, shared);
   // Neighbouring blocks read the same pixels.
-  const int tiles = (g.small_c + Config::kN - 1) / Config::kN;
+  const unsigned tiles = (g.small_c + Config::kN - 1) / Config::kN;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x / tiles) * Config::kM;
   const int64_t first_column = static_cast<int64_t>(blockIdx.x % tiles) * Config::kN;
 
-  FpropLoader<T, Product, kWide, Prologue> loader(g, large, weight, prologue, first_row,
-                                                  first_column);
+  FpropLoader<T, Product, kWide, kFused> loader(g, large, weight, prologue, first_row,
+                                                first_column);
   Product product;
   const int64_t depth = loader.weight.columns;
   multiply<Config::kStages>(shared, product, loader, (depth + Config::kK - 1) / Config::kK);
@@ -78,28 +78,36 @@ __global__ void __launch_bounds__(Config::template Product<false, false>::kThrea
   const Tile<float, Config::kM, Config::kN> result{reinterpret_cast<float*>(shared)};
   stage_result(result, product);
   const int64_t rows = g.batch * g.small_h * g.small_w - first_row;
-  write_result<Product::kThreads, kWide>(
-      result, small, first_column, g.small_c, BiasActivation{epilogue},
-      [&](int row) { return row < rows ? (first_row + row) * g.small_c : int64_t{-1}; });
+  const auto offset_of = [&](int row) {
+    return row < rows ? (first_row + row) * g.small_c : int64_t{-1};
+  };
+  write_result<Product::kThreads, kWide>(result, small, first_column, g.small_c,
+                                         Epilogue<T, kFused>{epilogue}, offset_of);
+  if constexpr (kFused) {
+    if (epilogue.sums.scratch == nullptr) return;
+    add_sums<Product::kThreads, T>(result, static_cast<int>(rows < Config::kM ? rows : Config::kM),
+                                   epilogue, first_column, g.small_c, blockIdx.x % tiles,
+                                   blockIdx.x / tiles, gridDim.x / tiles, offset_of);
+  }
 }
 
-template <typename T, typename Prologue>
+template <typename T, bool kFused>
 cudaError_t launch(const ConvGeometry& g, const T* large, const T* weight, T* small,
                    const ConvPrologue& prologue, const ConvEpilogue& epilogue, ConvTile tile,
                    cudaStream_t stream) {
   constexpr int kLanes = Vector<T>::kSize;
-  const bool wide =
-      g.large_c % kLanes == 0 && g.small_c % kLanes == 0 && are_aligned(large, weight, small);
+  const bool wide = g.large_c % kLanes == 0 && g.small_c % kLanes == 0 &&
+                    are_aligned(large, weight, small) && are_aligned(prologue);
   const int64_t rows = g.batch * g.small_h * g.small_w;
-  return with_tile<T>(
-      choose_tile<T>(tile, rows, g.small_c, 1, wide), wide, [&](auto config, auto is_wide) {
+  return with_tile<T, kFused>(
+      choose_tile<T>(tile, rows, g.small_c, 1, wide, kFused), wide, [&](auto config, auto is_wide) {
         using Config = decltype(config);
         using Product = typename Config::template Product<false, false>;
         dim3 grid;
         if (!grid_of(ceil_div(rows, Config::kM) * ceil_div(g.small_c, Config::kN), &grid)) {
           return cudaErrorInvalidValue;
         }
-        return simt::launch(conv_fprop_kernel<T, Config, decltype(is_wide)::value, Prologue>, grid,
+        return simt::launch(conv_fprop_kernel<T, Config, decltype(is_wide)::value, kFused>, grid,
                             Product::kThreads, shared_bytes<T, Config, Product>(), stream, g, large,
                             weight, small, prologue, epilogue);
       });
@@ -111,7 +119,13 @@ template <typename T>
 cudaError_t launch_conv_fprop(const ConvGeometry& geometry, const T* large, const T* weight,
                               T* small, const ConvPrologue& prologue, const ConvEpilogue& epilogue,
                               ConvTile tile, cudaStream_t stream) {
-  return launch<T, NoPrologue<T>>(geometry, large, weight, small, prologue, epilogue, tile, stream);
+  const bool plain = prologue.kind == ConvPrologue::kNone && is_plain(epilogue);
+  return (plain ? launch<T, false> : launch<T, true>)(geometry, large, weight, small, prologue,
+                                                      epilogue, tile, stream);
+}
+
+int64_t conv_fprop_sums_scratch(const ConvGeometry& g) {
+  return 3 * ceil_div(g.batch * g.small_h * g.small_w, kSummedRows) * g.small_c;
 }
 
 #define GENIMG_INSTANTIATE(T)                                                                   \

@@ -5,6 +5,9 @@
 
 namespace genimg::cuda {
 
+// Floats of scratch memory for the sums of an epilogue.
+int64_t conv_fprop_sums_scratch(const ConvGeometry& geometry);
+
 // small [batch, small_h, small_w, small_c] from large and weight.
 template <typename T>
 cudaError_t launch_conv_fprop(const ConvGeometry& geometry, const T* large, const T* weight,

@@ -12,7 +12,8 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t kManyBlocks = 132;
 
 template <typename T>
-ConvTile choose_tile(ConvTile asked, int64_t rows, int64_t columns, int64_t products, bool wide) {
+ConvTile choose_tile(ConvTile asked, int64_t rows, int64_t columns, int64_t products, bool wide,
+                     bool fused) {
   if (sizeof(T) == 4) return ConvTile::k64x64;
   if (asked == ConvTile::kAuto) {
     const auto blocks = [=](int64_t m, int64_t n) {
@@ -22,33 +23,35 @@ ConvTile choose_tile(ConvTile asked, int64_t rows, int64_t columns, int64_t prod
     if (columns > 16 && blocks(128, 64) >= kManyBlocks) asked = ConvTile::k128x64;
     if (columns > 64 && blocks(128, 128) >= kManyBlocks) asked = ConvTile::k128x128;
   }
+  if (fused && asked != ConvTile::k128x128) return ConvTile::k64x64;
   // Narrow loads bound the speed, so that large tiles would gain nothing.
   return wide || asked == ConvTile::k64x16 ? asked : ConvTile::k64x64;
 }
 
-// run(config, wide) for the tile and the loads.
-template <typename T, typename Run>
+// run(config, wide) for the tile and the loads. With kTwoTiles only the tiles are built that fused
+// kernels and wgrad have.
+template <typename T, bool kTwoTiles, typename Run>
 cudaError_t with_tile(ConvTile tile, bool wide, Run run) {
-  if constexpr (sizeof(T) == 4) {
-    using Config = TileConfig<T, ConvTile::k64x64>;
-    return wide ? run(Config{}, std::true_type{}) : run(Config{}, std::false_type{});
-  } else {
-    switch (tile) {
-      case ConvTile::k64x16: {
-        using Config = TileConfig<T, ConvTile::k64x16>;
-        return wide ? run(Config{}, std::true_type{}) : run(Config{}, std::false_type{});
-      }
-      case ConvTile::k128x64:
+  if constexpr (sizeof(T) == 2) {
+    if (tile == ConvTile::k128x128) {
+      return run(TileConfig<T, ConvTile::k128x128>{}, std::true_type{});
+    }
+    if constexpr (!kTwoTiles) {
+      if (tile == ConvTile::k128x64) {
         return run(TileConfig<T, ConvTile::k128x64>{}, std::true_type{});
-      case ConvTile::k128x128:
-        return run(TileConfig<T, ConvTile::k128x128>{}, std::true_type{});
-      default: {
-        using Config = TileConfig<T, ConvTile::k64x64>;
+      }
+      if (tile == ConvTile::k64x16) {
+        using Config = TileConfig<T, ConvTile::k64x16>;
         return wide ? run(Config{}, std::true_type{}) : run(Config{}, std::false_type{});
       }
     }
   }
+  using Config = TileConfig<T, ConvTile::k64x64>;
+  return wide ? run(Config{}, std::true_type{}) : run(Config{}, std::false_type{});
 }
+
+// Rows of the result that a block of a fused kernel sums, at least.
+constexpr int64_t kSummedRows = 64;
 
 // Bytes of dynamic shared memory: the stages, or the result that takes their place.
 template <typename T, typename Config, typename Product>

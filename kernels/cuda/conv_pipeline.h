@@ -1,9 +1,16 @@
 // The loop over a block's stages in shared memory, and the way of its result to memory.
 #pragma once
 
+#include "conv_epilogue.h"
 #include "conv_product.h"
 
 namespace genimg::cuda {
+
+// Plain kernels copy their operands and add a bias; fused ones have every prologue and epilogue.
+template <typename T, bool kFused>
+using Prologue = std::conditional_t<kFused, AnyPrologue<T>, NoPrologue<T>>;
+template <typename T, bool kFused>
+using Epilogue = std::conditional_t<kFused, AnyEpilogue<T>, BiasActivation>;
 
 // Adds up `steps` products. Loader: fetch(a, b) begins to fill the tiles of the next step, in
 // order, and deposit(a, b) ends it; the copies of kStages - 1 steps are under way at a time.
@@ -40,41 +47,6 @@ __device__ __forceinline__ void multiply(T* shared, Product& product, Loader& lo
   simt::cp_async_wait<0>();
 }
 
-__device__ __forceinline__ float activate(float value, Activation activation, float slope) {
-  switch (activation) {
-    case Activation::kLeakyRelu:
-      return leaky(value, slope);
-    case Activation::kTanh:
-      return tanhf(value);
-    case Activation::kSigmoid:
-      return 1 / (1 + expf(-value));
-    default:
-      return value;
-  }
-}
-
-// An epilogue: what happens to neighbouring values of a row, the first of them at `column`, before
-// they are stored. Those from `columns` on are not stored.
-struct BiasActivation {
-  ConvEpilogue given;
-
-  template <int kLanes>
-  __device__ __forceinline__ void operator()(float (&values)[kLanes], int64_t column,
-                                             int64_t columns) const {
-    if (given.bias != nullptr) {
-#pragma unroll
-      for (int i = 0; i < kLanes; ++i) {
-        if (column + i < columns) values[i] += given.bias[column + i];
-      }
-    }
-    if (given.activation == Activation::kNone) return;
-#pragma unroll
-    for (int i = 0; i < kLanes; ++i) {
-      values[i] = activate(values[i], given.activation, given.negative_slope);
-    }
-  }
-};
-
 // Puts the product into shared memory, where the stages were, so that whole rows can be written.
 template <typename Result, typename Product>
 __device__ __forceinline__ void stage_result(Result result, const Product& product) {
@@ -86,9 +58,9 @@ __device__ __forceinline__ void stage_result(Result result, const Product& produ
 }
 
 // Writes the staged rows to where offset_of(row) says, a negative offset being nowhere.
-template <int kThreads, bool kWide, typename Result, typename T, typename Epilogue, typename Offset>
+template <int kThreads, bool kWide, typename Result, typename T, typename Finish, typename Offset>
 __device__ __forceinline__ void write_result(Result result, T* to, int64_t first_column,
-                                             int64_t columns, const Epilogue& epilogue,
+                                             int64_t columns, const Finish& finish,
                                              Offset offset_of) {
   constexpr int kLanes = Vector<T>::kSize, kChunks = Result::kColumns / kLanes;
 #pragma unroll 1
@@ -105,10 +77,16 @@ __device__ __forceinline__ void write_result(Result result, T* to, int64_t first
       values[lane + 2] = part.z;
       values[lane + 3] = part.w;
     }
-    epilogue(values, column, columns);
+    finish(values, offset, column, columns);
     Vector<T> stored;
 #pragma unroll
     for (int lane = 0; lane < kLanes; ++lane) stored.lane[lane] = narrow<T>(values[lane]);
+    if constexpr (Finish::kSums) {
+#pragma unroll
+      for (int lane = 0; lane < kLanes; ++lane) {
+        *result.at(row, first + lane) = widen(stored.lane[lane]);
+      }
+    }
     if constexpr (kWide) {
       *reinterpret_cast<Vector<T>*>(to + offset + column) = stored;
     } else {

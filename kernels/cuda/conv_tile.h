@@ -1,8 +1,7 @@
 // A tile of an operand in shared memory, and the copy that fills it.
 #pragma once
 
-#include "conv.h"
-#include "vector.h"
+#include "conv_prologue.h"
 
 namespace genimg::cuda {
 
@@ -23,48 +22,6 @@ struct Tile {
   }
   __device__ __forceinline__ T* at(int row, int column) const {
     return chunk(row, column / kLanes) + column % kLanes;
-  }
-};
-
-__device__ __forceinline__ float leaky(float value, float slope) {
-  return value > 0 ? value : value * slope;
-}
-
-// Prologues: what happens to an element on its way to shared memory, given its offset in the image
-// and its channel. The padding around the image stays 0.
-template <typename T>
-struct NoPrologue {
-  static constexpr bool kCopies = true;
-  __device__ explicit NoPrologue(const ConvPrologue&) {}
-  __device__ __forceinline__ T operator()(T x, int64_t, int) const { return x; }
-};
-
-template <typename T>
-struct AffineLeaky {
-  static constexpr bool kCopies = false;
-  const float *mean, *scale, *shift;
-  float slope;
-  __device__ explicit AffineLeaky(const ConvPrologue& p)
-      : mean(p.mean), scale(p.scale), shift(p.shift), slope(p.negative_slope) {}
-  __device__ __forceinline__ T operator()(T x, int64_t, int c) const {
-    return narrow<T>(leaky((widen(x) - mean[c]) * scale[c] + shift[c], slope));
-  }
-};
-
-template <typename T>
-struct TwoTensor {
-  static constexpr bool kCopies = false;
-  const T* y;
-  const float *mean, *scale, *shift, *slope;
-  __device__ explicit TwoTensor(const ConvPrologue& p)
-      : y(static_cast<const T*>(p.y)),
-        mean(p.mean),
-        scale(p.scale),
-        shift(p.shift),
-        slope(p.slope) {}
-  __device__ __forceinline__ T operator()(T x, int64_t offset, int c) const {
-    const float centred = widen(y[offset]) - mean[c];
-    return narrow<T>(widen(x) * scale[c] + centred * slope[c] + shift[c]);
   }
 };
 
@@ -137,18 +94,18 @@ class Filler {
         to = {};
         return;
       }
-      const Vector<T> given = *reinterpret_cast<const Vector<T>*>(from);
-      const int64_t offset = from - source.base;
-#pragma unroll
-      for (int i = 0; i < kLanes; ++i) {
-        to.lane[i] = prologue_(given.lane[i], offset + i, source.channel(cursor) + i);
-      }
+      to = *reinterpret_cast<const Vector<T>*>(from);
+      prologue_(to.lane, from - source.base, source.channel(cursor));
     } else {
 #pragma unroll
       for (int i = 0; i < kLanes; ++i, source.next(cursor)) {
         const T* const from = source.locate(pass, cursor);
-        to.lane[i] =
-            from == nullptr ? T{} : prologue_(*from, from - source.base, source.channel(cursor));
+        T value[1] = {};
+        if (from != nullptr) {
+          value[0] = *from;
+          prologue_(value, from - source.base, source.channel(cursor));
+        }
+        to.lane[i] = value[0];
       }
     }
   }

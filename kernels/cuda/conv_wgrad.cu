@@ -14,12 +14,12 @@ constexpr int64_t kBlocks = 264;  // two for each multiprocessor of a large GPU
 constexpr int64_t kPiece = 256;   // pixels that are worth a piece
 constexpr int64_t kMaxBlocks = 1 << 16;
 
-template <typename T, typename Product, bool kWide, typename Small, typename Large>
+template <typename T, typename Product, bool kWide, bool kFused>
 struct WgradLoader {
   using A = typename Product::A;
   using B = typename Product::B;
-  using Smalls = Filler<A, Product::kThreads, kWide, T, Small>;
-  using Larges = Filler<B, Product::kThreads, kWide, T, Large>;
+  using Smalls = Filler<A, Product::kThreads, kWide, T, Prologue<T, kFused>>;
+  using Larges = Filler<B, Product::kThreads, kWide, T, Prologue<T, kFused>>;
 
   Smalls smalls;
   Larges larges;
@@ -78,7 +78,7 @@ struct Pieces {
   int64_t count, pixels;  // pieces, and the pixels of one
 };
 
-template <typename T, typename Config, bool kWide, typename Small, typename Large>
+template <typename T, typename Config, bool kWide, bool kFused>
 __global__ void __launch_bounds__(Config::template Product<true, true>::kThreads)
     conv_wgrad_kernel(ConvGeometry g, const T* small, const T* large, float* sums,
                       int64_t piece_pixels, ConvPrologue small_prologue,
@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(Config::template Product<true, true>::kThreads
   const int64_t all = g.batch * g.small_h * g.small_w;
   const int64_t end = first_pixel + piece_pixels < all ? first_pixel + piece_pixels : all;
 
-  WgradLoader<T, Product, kWide, Small, Large> loader(
-      g, small, large, small_prologue, large_prologue, first_row, first_column, first_pixel, end);
+  WgradLoader<T, Product, kWide, kFused> loader(g, small, large, small_prologue, large_prologue,
+                                                first_row, first_column, first_pixel, end);
   Product product;
   multiply<Config::kStages>(shared, product, loader,
                             (end - first_pixel + Config::kK - 1) / Config::kK);
@@ -142,12 +142,14 @@ Pieces pieces_of(const ConvGeometry& g) {
   return {tile, ceil_div(pixels, piece), piece};
 }
 
-template <typename T, typename Small, typename Large>
+template <typename T, bool kFused>
 cudaError_t launch(const ConvGeometry& g, const T* small, const T* large, float* sums,
                    T* grad_weight, bool by_channel, const ConvPrologue& small_prologue,
                    const ConvPrologue& large_prologue, cudaStream_t stream) {
   constexpr int kLanes = Vector<T>::kSize;
-  const bool wide = g.large_c % kLanes == 0 && g.small_c % kLanes == 0 && are_aligned(large, small);
+  const bool wide = g.large_c % kLanes == 0 && g.small_c % kLanes == 0 &&
+                    are_aligned(large, small) && are_aligned(small_prologue) &&
+                    are_aligned(large_prologue);
   const Pieces pieces = pieces_of<T>(g);
   const int64_t columns = int64_t{g.kernel_h} * g.kernel_w * g.large_c;
   const auto run = [&](auto config, auto is_wide) {
@@ -158,23 +160,12 @@ cudaError_t launch(const ConvGeometry& g, const T* small, const T* large, float*
       return cudaErrorInvalidValue;
     }
     grid.y = static_cast<unsigned>(pieces.count);
-    return simt::launch(conv_wgrad_kernel<T, Config, decltype(is_wide)::value, Small, Large>, grid,
+    return simt::launch(conv_wgrad_kernel<T, Config, decltype(is_wide)::value, kFused>, grid,
                         Product::kThreads, shared_bytes<T, Config, Product>(), stream, g, small,
                         large, sums, pieces.pixels, small_prologue, large_prologue);
   };
-  using Medium = TileConfig<T, ConvTile::k64x64>;
-  cudaError_t status;
-  if constexpr (sizeof(T) < 4) {
-    if (!wide) {
-      status = run(Medium{}, std::false_type{});
-    } else if (pieces.tile == ConvTile::k128x128) {
-      status = run(TileConfig<T, ConvTile::k128x128>{}, std::true_type{});
-    } else {
-      status = run(Medium{}, std::true_type{});
-    }
-  } else {
-    status = wide ? run(Medium{}, std::true_type{}) : run(Medium{}, std::false_type{});
-  }
+  // Narrow loads bound the speed, so that the large tile would gain nothing.
+  const cudaError_t status = with_tile<T, true>(wide ? pieces.tile : ConvTile::k64x64, wide, run);
   if (status != cudaSuccess) return status;
   const int64_t n = g.small_c * columns, blocks = ceil_div(n, kThreads);
   return simt::launch(conv_wgrad_finish_kernel<T>,
@@ -195,9 +186,11 @@ cudaError_t launch_conv_wgrad(const ConvGeometry& geometry, const T* small, cons
                               float* scratch, T* grad_weight, bool by_channel,
                               const ConvPrologue& small_prologue,
                               const ConvPrologue& large_prologue, cudaStream_t stream) {
-  return launch<T, NoPrologue<T>, NoPrologue<T>>(geometry, small, large, scratch, grad_weight,
-                                                 by_channel, small_prologue, large_prologue,
-                                                 stream);
+  const bool plain =
+      small_prologue.kind == ConvPrologue::kNone && large_prologue.kind == ConvPrologue::kNone;
+  return (plain ? launch<T, false> : launch<T, true>)(geometry, small, large, scratch, grad_weight,
+                                                      by_channel, small_prologue, large_prologue,
+                                                      stream);
 }
 
 #define GENIMG_INSTANTIATE(T)                                                                    \

@@ -111,10 +111,44 @@ genimg::cuda::ConvGeometry conv_geometry(const int64_t* numbers) {
 }
 
 genimg::cuda::ConvEpilogue conv_epilogue(const float* bias, int64_t activation, float slope) {
-  return {bias, static_cast<genimg::cuda::Activation>(activation), slope};
+  genimg::cuda::ConvEpilogue epilogue;
+  epilogue.bias = bias;
+  epilogue.activation = static_cast<genimg::cuda::Activation>(activation);
+  epilogue.negative_slope = slope;
+  return epilogue;
+}
+
+genimg::cuda::ConvPrologue conv_prologue(int64_t kind, const void* y, const float* mean,
+                                         const float* scale, const float* shift, const float* slope,
+                                         float negative_slope) {
+  const auto known = static_cast<genimg::cuda::ConvPrologue::Kind>(kind);
+  return {known, y, mean, scale, shift, slope, negative_slope};
 }
 
 }  // namespace
+
+#define FUSED_CONV(T, direction, from, to)                                                        \
+  SIMT_EXPORT int conv_##direction##_fused_##T(                                                   \
+      const int64_t* geometry, const T* from, const T* weight, T* to, int64_t tile, int64_t kind, \
+      const T* y, const float* mean, const float* scale, const float* shift, const float* slope,  \
+      float negative_slope, const float* bias, const T* gate_y, const float* gate_mean,           \
+      const float* gate_scale, const float* gate_shift, float gate_slope, float* scratch,         \
+      unsigned* tickets, float eps, float* first, float* second, float* third) {                  \
+    using namespace genimg::cuda;                                                                 \
+    return simt::guarded([=] {                                                                    \
+      ConvEpilogue epilogue = conv_epilogue(bias, 0, 0);                                          \
+      epilogue.gate_y = gate_y;                                                                   \
+      epilogue.gate_mean = gate_mean;                                                             \
+      epilogue.gate_scale = gate_scale;                                                           \
+      epilogue.gate_shift = gate_shift;                                                           \
+      epilogue.gate_slope = gate_slope;                                                           \
+      epilogue.sums = {scratch, tickets, eps, first, second, third};                              \
+      return launch_conv_##direction(                                                             \
+          conv_geometry(geometry), from, weight, to,                                              \
+          conv_prologue(kind, y, mean, scale, shift, slope, negative_slope), epilogue,            \
+          static_cast<ConvTile>(tile), nullptr);                                                  \
+    });                                                                                           \
+  }
 
 #define CONV(T)                                                                                   \
   SIMT_EXPORT int conv_fprop_##T(const int64_t* geometry, const T* large, const T* weight,        \
@@ -146,3 +180,29 @@ genimg::cuda::ConvEpilogue conv_epilogue(const float* bias, int64_t activation, 
     return genimg::cuda::conv_wgrad_scratch<T>(conv_geometry(geometry));                          \
   }
 FOR_EACH_DTYPE(CONV)
+
+// wgrad of leaky((small - mean) * scale + shift) and large * scale + (y - mean) * slope + shift,
+// whose arrays follow each other.
+#define FUSED_CONVS(T)                                                                             \
+  FUSED_CONV(T, fprop, large, small)                                                               \
+  FUSED_CONV(T, dgrad, small, large)                                                               \
+  SIMT_EXPORT int conv_wgrad_fused_##T(                                                            \
+      const int64_t* geometry, const T* small, const T* large, float* scratch, T* grad_weight,     \
+      const float* mean, const float* scale, const float* shift, float negative_slope, const T* y, \
+      const float* large_mean, const float* large_scale, const float* large_shift,                 \
+      const float* large_slope) {                                                                  \
+    return simt::guarded([=] {                                                                     \
+      return genimg::cuda::launch_conv_wgrad(                                                      \
+          conv_geometry(geometry), small, large, scratch, grad_weight, false,                      \
+          conv_prologue(1, nullptr, mean, scale, shift, nullptr, negative_slope),                  \
+          conv_prologue(2, y, large_mean, large_scale, large_shift, large_slope, 0), nullptr);     \
+    });                                                                                            \
+  }
+FOR_EACH_DTYPE(FUSED_CONVS)
+
+SIMT_EXPORT int64_t conv_fprop_sums_scratch(const int64_t* geometry) {
+  return genimg::cuda::conv_fprop_sums_scratch(conv_geometry(geometry));
+}
+SIMT_EXPORT int64_t conv_dgrad_sums_scratch(const int64_t* geometry) {
+  return genimg::cuda::conv_dgrad_sums_scratch(conv_geometry(geometry));
+}
