@@ -43,7 +43,7 @@ from genimg.ops.convolution import (
     is_fast,
     memory_format_of,
     multiplications,
-    refuse_on_cpu,
+    refuse_native,
     refuse_on_triton,
     why_slower_bfloat16,
     why_slower_triton,
@@ -372,7 +372,7 @@ def _why_not_cpu(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str 
     return (
         _native.why_not()
         or refuse_dtype(x, (torch.float32, torch.bfloat16))
-        or refuse_blocks(x, blocks, training, refuse_on_cpu)
+        or refuse_blocks(x, blocks, training, refuse_native)
         or refuse_transforms()
     )
 

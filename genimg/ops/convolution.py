@@ -110,7 +110,7 @@ def why_not_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     return (
         _native.why_not()
         or refuse_dtype(x, (torch.float32, torch.bfloat16))
-        or refuse_on_cpu(x.shape, x.dtype, weight, geometry)
+        or refuse_native(x.shape, x.dtype, weight, geometry)
         or refuse_transforms()
     )
 
@@ -130,7 +130,7 @@ def why_not_cuda(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     return (
         _native.why_not_cuda()
         or refuse_dtype(x, (torch.float32, torch.bfloat16, torch.float16))
-        or refuse_geometry(x.shape, x.dtype, weight, geometry)
+        or refuse_native(x.shape, x.dtype, weight, geometry)
         or refuse_transforms()
     )
 
@@ -173,10 +173,10 @@ class Geometry:
         )
 
 
-def refuse_on_cpu(
+def refuse_native(
     shape: Sequence[int], dtype: torch.dtype, weight: Tensor, geometry: Geometry
 ) -> str | None:
-    """Why the C++ kernels cannot serve a convolution of an input of such a shape."""
+    """Why those in C++ and CUDA C++ cannot serve a convolution of an input of such a shape."""
     if pair(geometry.dilation) != (1, 1):
         return f"dilation={geometry.dilation} is not served, only 1"
     reason = refuse_geometry(shape, dtype, weight, geometry)
