@@ -34,10 +34,9 @@ from genimg.kernels.triton.lines import (
 from genimg.kernels.triton.offline import DTYPES, Compile, signature_of
 from genimg.kernels.triton.runtime import on_device_of
 
-# Elements of a tile: 16 for each of 256 threads are two or four vectors of 16 bytes. The moments'
-# are twice as large, since their threads meet at every tile.
+# Elements of a tile: 16 for each of 256 threads are two or four vectors of 16 bytes. With twice as
+# many the moments of planes spill.
 TILE = 4096
-MOMENTS_TILE = 8192
 NUM_WARPS = 8
 # A tile of the merging kernel.
 BLOCK_P = 32
@@ -377,10 +376,10 @@ def batch_norm_act_fwd(
         return torch.empty_like(x), mean.copy_(running_mean), rstd, var
     x, layout = lay_out(x)
     y = torch.empty_like(x, memory_format=memory_format_of(x, layout))
+    block = blocks_of(layout, TILE)
     with on_device_of(x):
         parts, number = None, 1
         if training:
-            block = blocks_of(layout, MOMENTS_TILE)
             split = split_channels(layout, block)
             number = split.parts
             parts = x.new_empty(4, number, channels, dtype=torch.float32)
@@ -393,7 +392,6 @@ def batch_norm_act_fwd(
         _batch_norm_act_statistics_kernel[(triton.cdiv(channels, BLOCK_C),)](
             *tensors, *sizes, TRAINING=training, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C
         )
-        block = blocks_of(layout, TILE)
         sizes = (channels, layout.lines, layout.columns, *layout.strides, *layout.dense_strides)
         _batch_norm_act_fwd_kernel[grid_of(layout, block)](
             x, y, mean, rstd, weight, bias, *sizes, negative_slope, **block, num_warps=NUM_WARPS
@@ -453,14 +451,14 @@ def compiles() -> Iterator[Compile]:
     absent = {"weight_ptr": None, "bias_ptr": None}
     in_eval = {"slope_ptr": None, "offset_ptr": None}
     for columns, pixels in widths:
-        for kernel, tile, optional in (
-            (_batch_norm_act_fwd_kernel, TILE, absent),
-            (_batch_norm_act_bwd_kernel, TILE, {**absent, **in_eval}),
-            (_batch_norm_act_moments_kernel, MOMENTS_TILE, None),
-            (_batch_norm_act_sums_kernel, TILE, absent),
+        for kernel, optional in (
+            (_batch_norm_act_fwd_kernel, absent),
+            (_batch_norm_act_bwd_kernel, {**absent, **in_eval}),
+            (_batch_norm_act_moments_kernel, None),
+            (_batch_norm_act_sums_kernel, absent),
         ):
-            block = {"PIXELS": pixels, "BLOCK_M": tile // columns, "BLOCK_N": columns}
-            size = f"{tile // columns}x{columns} {'pixels' if pixels else 'planes'}"
+            block = {"PIXELS": pixels, "BLOCK_M": TILE // columns, "BLOCK_N": columns}
+            size = f"{TILE // columns}x{columns} {'pixels' if pixels else 'planes'}"
             # Of narrower ones neither the sizes nor the strides are known to divide by 16.
             known = ("columns", "stride") if columns >= 16 else ()
             yield _compile(kernel, size, block, NUM_WARPS, known)

@@ -45,7 +45,7 @@ class Fault:
 
 
 # Two parts of two tiles or more, in each of the two layouts.
-_TILES = {"batch_norm_act.TILE": 64, "batch_norm_act.MOMENTS_TILE": 64, "batch_norm_act.BLOCK_P": 1}
+_TILES = {"batch_norm_act.TILE": 64, "batch_norm_act.BLOCK_P": 1}
 _PARTS = {"lines.PROGRAMS": 1, "lines.PARTS": 2}
 
 

@@ -252,7 +252,7 @@ def small_tiles(monkeypatch):
     from genimg.kernels.triton import batch_norm_act as kernel
     from genimg.kernels.triton import lines
 
-    for name, value in (("TILE", 64), ("MOMENTS_TILE", 128), ("BLOCK_P", 2)):
+    for name, value in (("TILE", 64), ("BLOCK_P", 2)):
         monkeypatch.setattr(kernel, name, value)
     for name, value in (("PROGRAMS", 12), ("PARTS", 3), ("COLUMNS_OF_PIXELS", 4)):
         monkeypatch.setattr(lines, name, value)
