@@ -84,7 +84,7 @@ struct DgradLoader {
 };
 
 template <typename T, typename Config, bool kWide, bool kFused>
-__global__ void __launch_bounds__(Config::template Product<false, true>::kThreads)
+__global__ void __launch_bounds__(Config::template Product<false, true>::kThreads, 1)
     conv_dgrad_kernel(ConvGeometry g, const T* small, const T* weight, T* large,
                       ConvPrologue prologue, ConvEpilogue epilogue) {
   using Product = typename Config::template Product<false, true>;

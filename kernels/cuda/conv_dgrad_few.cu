@@ -76,7 +76,7 @@ __device__ __forceinline__ int first_met(int first, int stride, int pad, int ker
 }
 
 template <typename T, typename Config, bool kWide>
-__global__ void __launch_bounds__(Config::template Product<false, true>::kThreads)
+__global__ void __launch_bounds__(Config::template Product<false, true>::kThreads, 1)
     conv_dgrad_few_kernel(ConvGeometry g, FewGrid grid, const T* small, const T* weight, T* large,
                           ConvEpilogue epilogue) {
   using Product = typename Config::template Product<false, true>;

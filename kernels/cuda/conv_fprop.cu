@@ -59,7 +59,8 @@ struct FpropLoader {
 };
 
 template <typename T, typename Config, bool kWide, bool kFused>
-__global__ void __launch_bounds__(Config::template Product<false, false>::kThreads)
+__global__ void __launch_bounds__(Config::template Product<false, false>::kThreads,
+                                  kResident<Config, kFused>)
     conv_fprop_kernel(ConvGeometry g, const T* large, const T* weight, T* small,
                       ConvPrologue prologue, ConvEpilogue epilogue) {
   using Product = typename Config::template Product<false, false>;

@@ -6,6 +6,11 @@
 
 namespace genimg::cuda {
 
+// Blocks that a multiprocessor is to hold. Where they are not named, ptxas bounds the registers by
+// a guess of its own, and spills.
+template <typename Config, bool kFused>
+constexpr int kResident = Config::kM * Config::kN == 128 * 128 && !kFused ? 2 : 1;
+
 // Plain kernels copy their operands and add a bias; fused ones have every prologue and epilogue.
 template <typename T, bool kFused>
 using Prologue = std::conditional_t<kFused, AnyPrologue<T>, NoPrologue<T>>;
@@ -44,7 +49,7 @@ __device__ __forceinline__ void multiply(T* shared, Product& product, Loader& lo
     current = current + 1 == kStages ? 0 : current + 1;
     ahead = ahead + 1 == kStages ? 0 : ahead + 1;
   }
-  simt::cp_async_wait<0>();
+  // Only empty groups are left.
 }
 
 // Puts the product into shared memory, where the stages were, so that whole rows can be written.

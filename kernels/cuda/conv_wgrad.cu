@@ -79,7 +79,8 @@ struct Pieces {
 };
 
 template <typename T, typename Config, bool kWide, bool kFused>
-__global__ void __launch_bounds__(Config::template Product<true, true>::kThreads)
+__global__ void __launch_bounds__(Config::template Product<true, true>::kThreads,
+                                  kResident<Config, kFused>)
     conv_wgrad_kernel(ConvGeometry g, const T* small, const T* large, float* sums,
                       int64_t piece_pixels, ConvPrologue small_prologue,
                       ConvPrologue large_prologue) {
