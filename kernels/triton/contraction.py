@@ -50,6 +50,16 @@ def compiles(
                 )
 
 
+def _why_narrow(constexprs: dict[str, Any], tile: Tile, dtypes: tuple[str, ...]) -> str:
+    if constexprs.get("FEW"):
+        return "pixels of few channels are gathered"
+    if dtypes == ("fp32",):
+        return "operands are turned on their way into shared memory, value by value"
+    if tile.k * tile.n * 2 < 16 * 32 * tile.warps or tile.k * tile.m * 2 < 16 * 32 * tile.warps:
+        return "a thread has fewer than 16 bytes of an operand"
+    return ""
+
+
 def _compile(
     name: str,
     kernel: Any,
@@ -82,6 +92,8 @@ def _compile(
     }
     constexprs = {key: value for key, value in constexprs.items() if key in kernel.arg_names}
     pointers = {argument: kind for argument, kind in types.items() if kind is not None}
+    # One value a column is no vector of them.
+    wide = tuple(argument for argument in pointers if argument != "bias_ptr")
     floats = {"x_slope": "fp32", "slope": "fp32"}
     return Compile(
         kernel,
@@ -89,7 +101,8 @@ def _compile(
         signature_of(kernel, {**pointers, **floats}, constexprs),
         constexprs,
         tile.options(),
-        (*pointers, *aligned),
+        (*wide, *aligned),
         True,
+        _why_narrow(constexprs, tile, ships_for[0]),
         *ships_for,
     )

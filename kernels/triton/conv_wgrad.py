@@ -276,6 +276,7 @@ def compiles() -> Iterator[Compile]:
                 tile.options(),
                 (*pointers, "rows", *(() if few else ("channels", *strides, "out_stride_tap"))),
                 True,
+                "pixels of few channels are gathered" if few else "",
                 entry.dtypes,
                 entry.capabilities,
             )

@@ -73,12 +73,13 @@ def chosen(args: argparse.Namespace) -> Iterator[tuple]:
         seen: set[tuple] = set()
         for entry in module.compiles():
             targets = [(c, dtype) for c in entry.capabilities for dtype in entry.dtypes]
-            # sm_120 has the least shared memory; a tile may ship for neither.
-            typical = {(90, entry.dtypes[-1]), (120, entry.dtypes[-1])} & {*targets}
+            # A tile may not ship for sm_90.
+            typical = {(90, entry.dtypes[-1])} & {*targets} or {targets[-1]}
             for target in targets:
                 first = (entry.kernel.__name__, *target) not in seen
+                first = first and (target[0] == 90 or target[1] == entry.dtypes[-1])
                 seen.add((entry.kernel.__name__, *target))
-                wanted = args.all or first or target in (typical or targets)
+                wanted = args.all or first or target in typical
                 asked = target[0] in (args.arch or target) and target[1] in (args.dtype or target)
                 if wanted and asked and args.only in entry.name:
                     yield entry, *target, getattr(module, "NARROW", {})
