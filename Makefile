@@ -76,7 +76,7 @@ check-cuda: setup  ## compile the CUDA kernels and their glue; needs no GPU and 
 	$(PY) tests/kernels/nvcc_gate.py report build/check-cuda
 
 check-barriers: setup  ## remove each barrier from each CUDA kernel: a test must fail every time
-	OMP_NUM_THREADS=1 $(PY) tests/kernels/check_barriers.py
+	OMP_NUM_THREADS=1 $(PY) tests/kernels/check_barriers.py $(ARGS)
 
 check-triton: setup  ## compile the Triton kernels for GPUs that are not here, under two Tritons
 	$(PY) tests/kernels/check_triton.py $(ARGS)

@@ -123,7 +123,7 @@ def wgrad(
 
 
 def conv2d_fwd(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
     sizes = [
         (x.shape[2 + d] + 2 * padding[d] - weight.shape[2 + d]) // stride[d] + 1 for d in range(2)
@@ -138,6 +138,7 @@ def conv2d_bwd(
     weight: Tensor,
     stride: Pair,
     padding: Pair,
+    dilation: Pair,
     needs_x: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -158,6 +159,8 @@ def conv_transpose2d_fwd(
     stride: Pair,
     padding: Pair,
     output_padding: Pair,
+    groups: int,
+    dilation: Pair,
 ) -> Tensor:
     sizes = [
         (x.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + weight.shape[2 + d] + output_padding[d]
@@ -174,6 +177,8 @@ def conv_transpose2d_bwd(
     stride: Pair,
     padding: Pair,
     output_padding: Pair,
+    groups: int,
+    dilation: Pair,
     needs_x: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:

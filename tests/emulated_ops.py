@@ -13,6 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from emulated_conv import (
+    conv2d_bwd,
+    conv2d_fwd,
+    conv_transpose2d_bwd,
+    conv_transpose2d_fwd,
+)
 from emulator import Read, Update, Write, launch, library
 from torch import Tensor
 
@@ -165,6 +171,9 @@ def _reparam_kl_bwd(
 
 
 HOSTS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "batch_norm_act": (_batch_norm_act_fwd, _batch_norm_act_bwd),
+    "conv2d": (conv2d_fwd, conv2d_bwd),
+    "conv_transpose2d": (conv_transpose2d_fwd, conv_transpose2d_bwd),
     "leaky_relu": (_leaky_relu_fwd, _leaky_relu_bwd),
     "reparam_kl": (_reparam_kl_fwd, _reparam_kl_bwd),
 }

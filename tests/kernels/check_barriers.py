@@ -1,6 +1,7 @@
 """Removes each barrier, fence and wait from each CUDA kernel in turn: a test must fail every time.
 
-Run by ``make check-barriers``. What no test misses is not needed, or not tested.
+Run by ``make check-barriers``. What no test misses is not needed, or not tested. Arguments name
+files by how they begin (``batch_norm_act``, ``conv``); without any, all are tried.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels/cuda"
 WORK = ROOT / "build/barriers"
+TESTS = ("emulated", "conv", "conv_fused")
 ORDERING = re.compile(
     r"(?:__syncthreads(?:_\w+)?|__syncwarp|__threadfence(?:_block)?|simt::cp_async_wait<\w+>)"
     r"\([^()]*\);"
@@ -21,7 +23,9 @@ ORDERING = re.compile(
 
 
 def sources() -> list[Path]:
-    return sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.h")])
+    named = tuple(sys.argv[1:])
+    every = sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.h")])
+    return [path for path in every if not named or path.name.startswith(named)]
 
 
 def test(keyword: str) -> tuple[bool, str]:
@@ -29,7 +33,8 @@ def test(keyword: str) -> tuple[bool, str]:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-x", "-k", keyword, "--no-header"),
-            *("tests/kernels/test_cuda_emulated.py", f"--emulated-kernels={WORK / 'cuda'}"),
+            *(f"tests/kernels/test_cuda_{name}.py" for name in TESTS),
+            f"--emulated-kernels={WORK / 'cuda'}",
         ],
         cwd=ROOT,
         capture_output=True,
@@ -45,6 +50,8 @@ def test(keyword: str) -> tuple[bool, str]:
 
 def users(source: Path) -> str:
     """The ops whose kernels include a file, as pytest's -k has them."""
+    if source.name.startswith("conv"):  # their headers are of all three
+        return "conv"
     if source.suffix == ".cu" or source.with_suffix(".cu").exists():
         return source.stem
     stems = [

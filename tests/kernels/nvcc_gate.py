@@ -68,6 +68,20 @@ def matrix_faults(source: str, sass: dict[str, str]) -> list[str]:
     ]
 
 
+def with_headers(source: Path) -> str:
+    """The text of a source, and of what it includes of its own folder."""
+    seen: dict[Path, str] = {}
+    wanted = [source]
+    while wanted:
+        path = wanted.pop()
+        if path in seen or not path.exists():
+            continue
+        seen[path] = path.read_text(encoding="utf-8")
+        included = re.findall(r'^#include "([^"/]+)"', seen[path], re.MULTILINE)
+        wanted += [path.parent / name for name in included]
+    return "\n".join(seen.values())
+
+
 def disassemble(binary: Path) -> dict[str, str]:
     """SASS by architecture, through the cuobjdump of the toolkit or of Triton."""
     tool = shutil.which("cuobjdump")
@@ -95,7 +109,7 @@ def compile_and_judge(command: list[str]) -> int:
         return done.returncode
     rows = kernels_in(done.stderr) if source.parent.name == "cuda" else []
     found = faults(done.stderr, rows) if source.parent.name == "cuda" else []
-    text = source.read_text(encoding="utf-8")
+    text = with_headers(source)
     if MATRIX_CALL.search(text):
         found += matrix_faults(text, disassemble(binary))
     if found:
