@@ -82,12 +82,13 @@ check-triton: setup  ## compile the Triton kernels for GPUs that are not here, u
 	$(PY) tests/kernels/check_triton.py $(ARGS)
 
 # libstdc++ as well: without it the sanitizer ends the process at the first C++ exception. Without
-# test_contract, where torch.compile's own processes would run under it and take all memory.
+# test_contract, where torch.compile's own processes would run under it and take all memory. And
+# without Triton, of which there is nothing to see here.
 sanitize:  ## run the ops, CUDA kernels too, under AddressSanitizer and UBSan
 	CMAKE_ARGS=-DGENIMG_SANITIZE=address,undefined $(MAKE) setup
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
-		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PY) -m pytest tests/ops \
-		--ignore=tests/ops/test_contract.py $(ARGS)
+		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc TRITON_INTERPRET=0 \
+		$(PY) -m pytest tests/ops --ignore=tests/ops/test_contract.py $(ARGS)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PY) -m pytest --sanitized \
 		tests/kernels/test_cuda_emulated.py tests/kernels/test_simt.py $(ARGS)

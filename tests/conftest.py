@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import emulator
 import pytest

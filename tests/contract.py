@@ -12,8 +12,13 @@ from torch import Tensor
 
 from genimg.backends import BACKENDS, OPS, BackendError
 from genimg.check import devices
+from genimg.kernels.triton import runtime as triton_runtime
 from genimg.testing import Case, compare, prepare, run, seeded
 
+needs_triton = pytest.mark.skipif(
+    triton_runtime.MISSING is not None or not {*devices()} & {*triton_runtime.DEVICES},
+    reason=triton_runtime.MISSING or "neither a GPU nor Triton's interpreter",
+)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import FLOATS, assert_case, case_of, second_derivatives, small_cases
+from contract import FLOATS, assert_case, case_of, needs_triton, second_derivatives, small_cases
 
 import genimg
 from genimg import _native
@@ -14,9 +14,6 @@ from genimg.testing import compare, place
 batch_norm_act = genimg.ops.batch_norm_act
 
 needs_native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
-needs_triton = pytest.mark.skipif(
-    triton_runtime.MISSING is not None, reason=f"{triton_runtime.MISSING}"
-)
 KERNELS = [
     pytest.param("cpu", marks=needs_native),
     pytest.param("triton", marks=needs_triton),

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from contract import FLOATS, assert_case, case_of, small_cases
+from contract import FLOATS, assert_case, case_of, needs_triton, small_cases
 
 import genimg
 from genimg import _native
@@ -92,9 +92,6 @@ def test_refuses_an_unbatched_input_before_a_norm():
 
 
 native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
-needs_triton = pytest.mark.skipif(
-    triton_runtime.MISSING is not None, reason=f"{triton_runtime.MISSING}"
-)
 each_kernel = pytest.mark.parametrize(
     ("backend", "device"),
     [

@@ -12,6 +12,7 @@ from contract import (
     assert_compiles,
     assert_exports,
     case_of,
+    needs_triton,
     second_derivatives,
     small_cases,
 )
@@ -23,9 +24,6 @@ from genimg.kernels.triton import runtime as triton_runtime
 leaky_relu = genimg.ops.leaky_relu
 
 needs_native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
-needs_triton = pytest.mark.skipif(
-    triton_runtime.MISSING is not None, reason=f"{triton_runtime.MISSING}"
-)
 KERNELS = [
     pytest.param("cpu", marks=needs_native),
     pytest.param("triton", marks=needs_triton),
@@ -237,6 +235,11 @@ def test_inplace():
     leaf = torch.randn(3, requires_grad=True)
     with pytest.raises(RuntimeError, match="in-place"):
         leaky_relu(leaf, 0.2, True)
+
+
+@needs_triton
+def test_inplace_is_no_kernel_s():
+    x = torch.randn(7)
     with pytest.raises(genimg.BackendError, match="in place"):
         leaky_relu(x.to(triton_runtime.DEVICES[-1]), 0.2, True, backend="triton")
 

@@ -4,19 +4,15 @@ import math
 
 import pytest
 import torch
-from contract import FLOATS, assert_case, case_of, second_derivatives, small_cases
+from contract import FLOATS, assert_case, case_of, needs_triton, second_derivatives, small_cases
 
 import genimg
 from genimg import _native
-from genimg.kernels.triton import runtime as triton_runtime
 from genimg.reference.reparam_kl import draw_seed, philox_4x32_10, philox_normal
 
 reparam_kl = genimg.ops.reparam_kl
 
 needs_native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
-needs_triton = pytest.mark.skipif(
-    triton_runtime.MISSING is not None, reason=f"{triton_runtime.MISSING}"
-)
 KERNELS = [
     pytest.param("cpu", marks=needs_native),
     pytest.param("triton", marks=needs_triton),
