@@ -24,7 +24,7 @@ GPU_NAME := import torch; print('-'.join(torch.cuda.get_device_name().lower().sp
 
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-gpu bench bench-gpu check format lint check-cuda check-barriers
-.PHONY: check-triton sanitize dist clean
+.PHONY: check-triton sanitize sanitize-cuda dist clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | awk -F'# ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -84,11 +84,13 @@ check-triton: setup  ## compile the Triton kernels for GPUs that are not here, u
 # libstdc++ as well: without it the sanitizer ends the process at the first C++ exception. Without
 # test_contract, where torch.compile's own processes would run under it and take all memory. And
 # without Triton, of which there is nothing to see here.
-sanitize:  ## run the ops, CUDA kernels too, under AddressSanitizer and UBSan
+sanitize:  ## run the tests of the ops under AddressSanitizer and UBSan
 	CMAKE_ARGS=-DGENIMG_SANITIZE=address,undefined $(MAKE) setup
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc TRITON_INTERPRET=0 \
 		$(PY) -m pytest tests/ops --ignore=tests/ops/test_contract.py $(ARGS)
+
+sanitize-cuda: setup  ## run the emulated CUDA kernels under AddressSanitizer and UBSan
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PY) -m pytest --sanitized \
 		tests/kernels/test_cuda_emulated.py tests/kernels/test_simt.py $(ARGS)
