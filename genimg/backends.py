@@ -263,6 +263,11 @@ def is_below(size: int, limit: int) -> bool:
     return not torch.compiler.is_exporting() and size < limit
 
 
+def not_measured(*args: Any) -> str | None:
+    """``why_slower`` of a kernel that no GPU has timed yet: auto passes it over, a name runs it."""
+    return "not yet measured on a GPU, where PyTorch's kernels may be faster"
+
+
 def refuse_dtype(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
     """Refuse a dtype that the kernel is not written for."""
     if x.dtype in dtypes:

@@ -14,6 +14,7 @@ from genimg.backends import (
     Op,
     choose,
     is_below,
+    not_measured,
     recompute_grads,
     refuse_dtype,
     refuse_transforms,
@@ -270,10 +271,6 @@ def _refuse_size(x: Tensor) -> str | None:
     return None
 
 
-def _why_slower_cuda(*_: Any) -> str | None:
-    return "it was not yet measured to be faster than PyTorch's kernels"
-
-
 def _why_slower_cpu(x: Tensor, *_: Any) -> str | None:
     """Figures: benchmarks/README.md."""
     pixels = x.dim() == 2 or (x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1)
@@ -307,10 +304,6 @@ def _why_not_triton(
     )
 
 
-def _why_slower_triton(*_: Any) -> str | None:
-    return "not yet measured on a GPU, where PyTorch's kernels may be faster"
-
-
 def _triton_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from genimg.kernels.triton import batch_norm_act as kernel
 
@@ -339,7 +332,7 @@ BATCH_NORM_ACT = Op(
     reference.batch_norm_act,
     CASES,
     impls=(
-        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, _why_slower_cuda),
+        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, not_measured),
         Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),
         Impl(
             "triton",
@@ -347,7 +340,7 @@ BATCH_NORM_ACT = Op(
             _triton_fwd,
             _triton_bwd,
             _why_not_triton,
-            _why_slower_triton,
+            not_measured,
         ),
     ),
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genimg import _native, reference
-from genimg.backends import REFERENCE, Impl, Op, choose
+from genimg.backends import REFERENCE, Impl, Op, choose, not_measured
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.ops.checks import check_convolution
 from genimg.ops.convolution import (
@@ -23,8 +23,6 @@ from genimg.ops.convolution import (
     why_not_cuda,
     why_not_triton,
     why_slower_cpu,
-    why_slower_cuda,
-    why_slower_triton,
 )
 from genimg.reference.conv2d import CASES, IntOrPair
 from genimg.testing import CONVOLUTION_ERROR_FACTOR
@@ -194,7 +192,7 @@ CONV2D = Op(
     reference.conv2d,
     CASES,
     impls=(
-        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, why_slower_cuda),
+        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, not_measured),
         Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),
         Impl(
             "triton",
@@ -202,7 +200,7 @@ CONV2D = Op(
             _triton_fwd,
             _triton_bwd,
             _why_not_triton,
-            why_slower_triton,
+            not_measured,
         ),
     ),
     error_factor=CONVOLUTION_ERROR_FACTOR,

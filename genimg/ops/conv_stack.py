@@ -16,6 +16,7 @@ from genimg.backends import (
     Op,
     asked_for,
     choose,
+    not_measured,
     recompute_grads,
     refuse_dtype,
     refuse_transforms,
@@ -46,7 +47,6 @@ from genimg.ops.convolution import (
     refuse_native,
     refuse_on_triton,
     why_slower_bfloat16,
-    why_slower_triton,
 )
 from genimg.reference.conv_stack import (
     CASES,
@@ -424,7 +424,7 @@ CONV_STACK = Op(
             _triton_fwd,
             _triton_bwd,
             _why_not_triton,
-            why_slower_triton,
+            not_measured,
         ),
     ),
     error_factor=CONVOLUTION_ERROR_FACTOR,

@@ -135,11 +135,6 @@ def why_not_cuda(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     )
 
 
-def why_slower_cuda(*_: Any) -> str | None:
-    """Why PyTorch's convolution may be faster."""
-    return "it was not yet measured on a GPU to be faster than cuDNN"
-
-
 @dataclass(frozen=True)
 class Geometry:
     """A convolution's options; ``output_padding`` is a transposed one's."""
@@ -294,13 +289,6 @@ def why_slower_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     if is_below(count, _WORTH):
         return f"below {_WORTH // 1_000_000} million multiplications PyTorch's is faster"
     return None
-
-
-def why_slower_triton(x: Tensor, *_: Any) -> str | None:
-    """Nothing was measured on a GPU yet."""
-    if x.device.type == "cpu":
-        return "Triton's interpreter is for tests"
-    return "it was not yet measured to be faster than cuDNN's"
 
 
 def triton_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution: Any) -> Tensor:

@@ -13,6 +13,7 @@ from genimg.backends import (
     Impl,
     Op,
     choose,
+    not_measured,
     recompute_grads,
     refuse_dtype,
     refuse_transforms,
@@ -167,10 +168,6 @@ def _why_not_triton(
     )
 
 
-def _why_slower_triton(*_: Any) -> str | None:
-    return "not yet measured on a GPU, where PyTorch's kernels may be faster"
-
-
 def _triton_fwd(*args: Any) -> tuple[Tensor, Tensor]:
     from genimg.kernels.triton import reparam_kl as kernel
 
@@ -183,17 +180,13 @@ def _triton_bwd(*args: Any) -> tuple[Tensor, Tensor]:
     return kernel.reparam_kl_bwd(*args)
 
 
-def _why_slower_cuda(*_: Any) -> str | None:
-    return "it was not yet measured to be faster than PyTorch's kernels"
-
-
 REPARAM_KL = Op(
     "reparam_kl",
     reparam_kl,
     reference.reparam_kl,
     CASES,
     impls=(
-        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, _why_slower_cuda),
+        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, not_measured),
         Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu),
         Impl(
             "triton",
@@ -201,7 +194,7 @@ REPARAM_KL = Op(
             _triton_fwd,
             _triton_bwd,
             _why_not_triton,
-            _why_slower_triton,
+            not_measured,
         ),
     ),
 )
