@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from genimg import _native, reference
-from genimg.backends import REFERENCE, Impl, Op, choose, not_measured
-from genimg.kernels.triton import runtime as triton_runtime
+from genimg.backends import REFERENCE, Op, choose
 from genimg.ops.checks import check_convolution
 from genimg.ops.convolution import (
     Convolve,
@@ -16,13 +15,8 @@ from genimg.ops.convolution import (
     autocast,
     empty_output,
     fake_grads,
+    kernels,
     pair,
-    triton_bwd,
-    triton_fwd,
-    why_not_cpu,
-    why_not_cuda,
-    why_not_triton,
-    why_slower_cpu,
 )
 from genimg.reference.conv2d import CASES, IntOrPair
 from genimg.testing import CONVOLUTION_ERROR_FACTOR
@@ -93,36 +87,14 @@ def _cpp_bwd(
     return torch.ops.genimg.conv2d_bwd(grad_y, x, weight, stride, padding, needs_x, needs_weight)
 
 
-def _triton_fwd(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
-) -> Tensor:
-    return triton_fwd(x, weight, bias, False, stride, padding, (0, 0), dilation)
-
-
-def _triton_bwd(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    needs_x: bool,
-    needs_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    options = (False, stride, padding, (0, 0), dilation)
-    return triton_bwd(grad_y, x, weight, needs_x, needs_weight, *options)
-
-
 if _native.available():
 
     @torch.library.register_fake("genimg::conv2d_fwd")
     def _(
         x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]
     ) -> Tensor:
-        size = [
-            (x.shape[2 + d] + 2 * padding[d] - weight.shape[2 + d]) // stride[d] + 1
-            for d in range(2)
-        ]
+        geometry = _geometry(tuple(stride), tuple(padding), 1)
+        size = geometry.out_size(x.shape, weight)
         return empty_output(x, weight, (x.shape[0], weight.shape[0], *size))
 
     @torch.library.register_fake("genimg::conv2d_bwd")
@@ -138,52 +110,10 @@ if _native.available():
         return fake_grads(grad_y, x, weight, needs_x, needs_weight)
 
 
-def _why_not_cpu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: IntOrPair,
-    padding: IntOrPair | str,
-    dilation: IntOrPair,
-    groups: int,
-) -> str | None:
-    return why_not_cpu(x, weight, Geometry(False, stride, padding, 0, groups, dilation))
-
-
-def _why_not_cuda(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: IntOrPair,
-    padding: IntOrPair | str,
-    dilation: IntOrPair,
-    groups: int,
-) -> str | None:
-    return why_not_cuda(x, weight, Geometry(False, stride, padding, 0, groups, dilation))
-
-
-def _why_slower_cpu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: IntOrPair,
-    padding: IntOrPair | str,
-    dilation: IntOrPair,
-    groups: int,
-) -> str | None:
-    return why_slower_cpu(x, weight, Geometry(False, stride, padding, 0, groups, dilation))
-
-
-def _why_not_triton(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: IntOrPair,
-    padding: IntOrPair | str,
-    dilation: IntOrPair,
-    groups: int,
-) -> str | None:
-    return why_not_triton(x, weight, Geometry(False, stride, padding, 0, groups, dilation))
+def _geometry(
+    stride: IntOrPair, padding: IntOrPair | str, dilation: IntOrPair, groups: int = 1
+) -> Geometry:
+    return Geometry(False, stride, padding, 0, groups, dilation)
 
 
 CONV2D = Op(
@@ -191,17 +121,6 @@ CONV2D = Op(
     conv2d,
     reference.conv2d,
     CASES,
-    impls=(
-        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, not_measured),
-        Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),
-        Impl(
-            "triton",
-            triton_runtime.DEVICES,
-            _triton_fwd,
-            _triton_bwd,
-            _why_not_triton,
-            not_measured,
-        ),
-    ),
+    impls=kernels(_geometry, _cpp_fwd, _cpp_bwd),
     error_factor=CONVOLUTION_ERROR_FACTOR,
 )

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from genimg import _native, reference
-from genimg.backends import REFERENCE, Impl, Op, choose, not_measured
-from genimg.kernels.triton import runtime as triton_runtime
+from genimg.backends import REFERENCE, Op, choose
 from genimg.ops.checks import check_convolution
 from genimg.ops.convolution import (
     Convolve,
@@ -16,13 +15,8 @@ from genimg.ops.convolution import (
     autocast,
     empty_output,
     fake_grads,
+    kernels,
     pair,
-    triton_bwd,
-    triton_fwd,
-    why_not_cpu,
-    why_not_cuda,
-    why_not_triton,
-    why_slower_cpu,
 )
 from genimg.reference.conv2d import IntOrPair
 from genimg.reference.conv_transpose2d import CASES
@@ -109,35 +103,6 @@ def _cpp_bwd(
     )
 
 
-def _triton_fwd(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    output_padding: Pair,
-    groups: int,
-    dilation: Pair,
-) -> Tensor:
-    return triton_fwd(x, weight, bias, True, stride, padding, output_padding, dilation)
-
-
-def _triton_bwd(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Pair,
-    padding: Pair,
-    output_padding: Pair,
-    groups: int,
-    dilation: Pair,
-    needs_x: bool,
-    needs_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    options = (True, stride, padding, output_padding, dilation)
-    return triton_bwd(grad_y, x, weight, needs_x, needs_weight, *options)
-
-
 if _native.available():
 
     @torch.library.register_fake("genimg::conv_transpose2d_fwd")
@@ -149,13 +114,8 @@ if _native.available():
         padding: list[int],
         output_padding: list[int],
     ) -> Tensor:
-        size = [
-            (x.shape[2 + d] - 1) * stride[d]
-            - 2 * padding[d]
-            + weight.shape[2 + d]
-            + output_padding[d]
-            for d in range(2)
-        ]
+        geometry = _geometry(tuple(stride), tuple(padding), tuple(output_padding), 1, 1)
+        size = geometry.out_size(x.shape, weight)
         return empty_output(x, weight, (x.shape[0], weight.shape[1], *size))
 
     @torch.library.register_fake("genimg::conv_transpose2d_bwd")
@@ -172,62 +132,14 @@ if _native.available():
         return fake_grads(grad_y, x, weight, needs_x, needs_weight)
 
 
-def _why_not_cpu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+def _geometry(
     stride: IntOrPair,
     padding: IntOrPair,
     output_padding: IntOrPair,
     groups: int,
     dilation: IntOrPair,
-) -> str | None:
-    return why_not_cpu(x, weight, Geometry(True, stride, padding, output_padding, groups, dilation))
-
-
-def _why_not_cuda(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: IntOrPair,
-    padding: IntOrPair,
-    output_padding: IntOrPair,
-    groups: int,
-    dilation: IntOrPair,
-) -> str | None:
-    return why_not_cuda(
-        x, weight, Geometry(True, stride, padding, output_padding, groups, dilation)
-    )
-
-
-def _why_slower_cpu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: IntOrPair,
-    padding: IntOrPair,
-    output_padding: IntOrPair,
-    groups: int,
-    dilation: IntOrPair,
-) -> str | None:
-    return why_slower_cpu(
-        x, weight, Geometry(True, stride, padding, output_padding, groups, dilation)
-    )
-
-
-def _why_not_triton(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: IntOrPair,
-    padding: IntOrPair,
-    output_padding: IntOrPair,
-    groups: int,
-    dilation: IntOrPair,
-) -> str | None:
-    return why_not_triton(
-        x, weight, Geometry(True, stride, padding, output_padding, groups, dilation)
-    )
+) -> Geometry:
+    return Geometry(True, stride, padding, output_padding, groups, dilation)
 
 
 CONV_TRANSPOSE2D = Op(
@@ -235,17 +147,6 @@ CONV_TRANSPOSE2D = Op(
     conv_transpose2d,
     reference.conv_transpose2d,
     CASES,
-    impls=(
-        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, not_measured),
-        Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),
-        Impl(
-            "triton",
-            triton_runtime.DEVICES,
-            _triton_fwd,
-            _triton_bwd,
-            _why_not_triton,
-            not_measured,
-        ),
-    ),
+    impls=kernels(_geometry, _cpp_fwd, _cpp_bwd),
     error_factor=CONVOLUTION_ERROR_FACTOR,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import Tensor
 from genimg import _native
 from genimg.backends import (
     OPS,
+    Impl,
     asked_for,
     is_below,
+    not_measured,
     recompute_grads,
     refuse_dtype,
     refuse_transforms,
@@ -105,7 +107,7 @@ def _is_cast(x: Tensor) -> bool:
     return x.is_floating_point() and x.dtype != torch.float64
 
 
-def why_not_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
+def _why_not_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     """Why the C++ kernels cannot serve a convolution."""
     return (
         _native.why_not()
@@ -115,7 +117,7 @@ def why_not_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     )
 
 
-def why_not_triton(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
+def _why_not_triton(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     """Why the Triton kernels cannot serve a convolution."""
     return (
         triton_runtime.why_not(x)
@@ -125,7 +127,7 @@ def why_not_triton(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     )
 
 
-def why_not_cuda(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
+def _why_not_cuda(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     """Why the CUDA kernels cannot serve a convolution."""
     return (
         _native.why_not_cuda()
@@ -145,6 +147,13 @@ class Geometry:
     output_padding: IntOrPair
     groups: int
     dilation: IntOrPair
+
+    def in_pairs(self) -> tuple[bool, Pair, Pair, Pair, Pair]:
+        """All but groups, of one that no kernel refused."""
+        assert not isinstance(self.padding, str)
+        options = (self.stride, self.padding, self.output_padding, self.dilation)
+        stride, padding, output_padding, dilation = map(pair, options)
+        return self.transposed, stride, padding, output_padding, dilation
 
     def out_size(self, shape: Sequence[int], weight: Tensor) -> Pair:
         """Height and width of the output."""
@@ -291,23 +300,57 @@ def why_slower_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     return None
 
 
-def triton_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *convolution: Any) -> Tensor:
-    """The output of a ``kernels.triton.convolution.Convolution`` of these options."""
+def kernels(
+    geometry_of: Callable[..., Geometry],
+    cpp_fwd: Callable[..., Tensor],
+    cpp_bwd: Callable[..., tuple[Tensor, Tensor]],
+) -> tuple[Impl, ...]:
+    """A convolution's kernels. ``geometry_of`` takes the op's options, all that follows bias."""
+
+    def about(question: Callable[..., str | None]) -> Callable[..., str | None]:
+        def why(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> str | None:
+            return question(x, weight, geometry_of(*options))
+
+        return why
+
+    def triton_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+        return _triton_fwd(x, weight, bias, geometry_of(*options))
+
+    def triton_bwd(
+        grad_y: Tensor, x: Tensor, weight: Tensor, *args: Any
+    ) -> tuple[Tensor | None, Tensor | None]:
+        *options, needs_x, needs_weight = args
+        return _triton_bwd(grad_y, x, weight, geometry_of(*options), needs_x, needs_weight)
+
+    triton = (triton_fwd, triton_bwd, about(_why_not_triton), not_measured)
+    return (
+        Impl("cuda", ("cuda",), cpp_fwd, cpp_bwd, about(_why_not_cuda), not_measured),
+        Impl("cpu", ("cpu",), cpp_fwd, cpp_bwd, about(_why_not_cpu), about(why_slower_cpu)),
+        Impl("triton", triton_runtime.DEVICES, *triton),
+    )
+
+
+def _triton_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     from genimg.kernels.triton import convolution as kernel
 
-    y = kernel.convolve(x, weight, bias, kernel.Convolution(*convolution))
+    y = kernel.convolve(x, weight, bias, kernel.Convolution(*geometry.in_pairs()))
     return y.contiguous(memory_format=memory_format_of(x, weight))
 
 
-def triton_bwd(
-    grad_y: Tensor, x: Tensor, weight: Tensor, needs_x: bool, needs_weight: bool, *convolution: Any
+def _triton_bwd(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+    needs_x: bool,
+    needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Its gradients of input and weight; None where they are not asked for."""
     from genimg.kernels.triton import convolution as kernel
 
     layout = memory_format_of(x, weight)
+    convolution = kernel.Convolution(*geometry.in_pairs())
     grad_x, grad_weight = kernel.convolve_backward(
-        grad_y, x, weight, kernel.Convolution(*convolution), layout, needs_x, needs_weight
+        grad_y, x, weight, convolution, layout, needs_x, needs_weight
     )
     if grad_x is not None:
         grad_x = grad_x.contiguous(memory_format=layout)
