@@ -29,22 +29,31 @@ def conv2d(
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
-def _make(
-    x: tuple[int, ...], weight: tuple[int, ...], draw: Callable[..., Tensor] = normal
+def convolution(
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    channels: int,
+    draw: Callable[..., Tensor] = normal,
 ) -> Callable[[torch.Generator], Tensors]:
+    """Makes the tensors of a case: ``channels`` are the output's."""
+
     def tensors(generator: torch.Generator) -> Tensors:
         return {
             "x": draw(generator, *x),
             "weight": draw(generator, *weight),
-            "bias": draw(generator, weight[0]),
+            "bias": draw(generator, channels),
         }
 
     return tensors
 
 
-def _not_finite(x: tuple[int, ...], weight: tuple[int, ...]) -> Callable[..., Tensors]:
+def with_nan_and_inf(
+    make: Callable[[torch.Generator], Tensors],
+) -> Callable[[torch.Generator], Tensors]:
+    """The same tensors, with two pixels of the image that are not finite."""
+
     def tensors(generator: torch.Generator) -> Tensors:
-        made = _make(x, weight)(generator)
+        made = make(generator)
         made["x"][0, 1, 0, 2] = float("nan")
         made["x"][1, 0, 3, 3] = float("inf")
         return made
@@ -52,16 +61,25 @@ def _not_finite(x: tuple[int, ...], weight: tuple[int, ...]) -> Callable[..., Te
     return tensors
 
 
-def _call(**options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
-    def call(op: Callable[..., Any], t: Tensors) -> Tensor:
+def call(**options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
+    """Calls either convolution with these options."""
+
+    def run(op: Callable[..., Any], t: Tensors) -> Tensor:
         return op(t["x"], t["weight"], t["bias"], **options)
 
-    return call
+    return run
 
 
-def _channels_last_weight(op: Callable[..., Any], t: Tensors) -> Tensor:
+def call_in_pixels(op: Callable[..., Any], t: Tensors) -> Tensor:
+    """Calls either with its weight in channels_last memory, stride 2 and padding 1."""
     weight = t["weight"].contiguous(memory_format=torch.channels_last)
     return op(t["x"], weight, t["bias"], 2, 1)
+
+
+def _make(
+    x: tuple[int, ...], weight: tuple[int, ...], draw: Callable[..., Tensor] = normal
+) -> Callable[[torch.Generator], Tensors]:
+    return convolution(x, weight, weight[0], draw)
 
 
 _ALL = ("x", "weight", "bias")
@@ -71,14 +89,14 @@ CASES = (
         "one_pixel",
         "a discriminator's last layer: one matrix product",
         _make((3, 8, 4, 4), (1, 8, 4, 4)),
-        _call(),
+        call(),
         _ALL,
     ),
     Case(
         "k4s2p1_integers",
         "every partial sum is exact: equal to float64 to the bit",
         _make((2, 16, 8, 8), (8, 16, 4, 4), integers),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
         exact=True,
     ),
@@ -86,14 +104,14 @@ CASES = (
         "k4s2p1_primes",
         "channels and sizes that divide nothing",
         _make((3, 5, 13, 11), (7, 5, 4, 4)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
     ),
     Case(
         "k4s2p1_wide_integers",
         "sides above 5 take F(3,2) on the CPU, whose weights are halved: still exact",
         _make((2, 17, 14, 18), (33, 17, 4, 4), partial(integers, limit=1)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
         exact=True,
     ),
@@ -101,7 +119,7 @@ CASES = (
         "k4s2p1_wide",
         "partial tiles and blocks of channels: 11x7 in tiles of three, 20 channels",
         _make((2, 20, 22, 14), (36, 20, 4, 4)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
         layout="channels_last",
     ),
@@ -109,14 +127,14 @@ CASES = (
         "few_channels",
         "three on the large side: the image's",
         _make((2, 3, 10, 14), (20, 3, 4, 4)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
     ),
     Case(
         "weight_channels_last_few_pixels",
         "a weight whose taps lie apart, read as it is",
         _make((2, 48, 8, 8), (5, 48, 4, 4), integers),
-        _channels_last_weight,
+        call_in_pixels,
         _ALL,
         exact=True,
     ),
@@ -124,22 +142,22 @@ CASES = (
         "weight_channels_last",
         "the same, packed for F(3,2)",
         _make((9, 32, 14, 10), (20, 32, 4, 4), partial(integers, limit=1)),
-        _channels_last_weight,
+        call_in_pixels,
         _ALL,
         exact=True,
     ),
     Case(
         "not_finite",
         "NaN and Inf reach the outputs that they belong to, and no neighbour",
-        _not_finite((2, 4, 14, 14), (6, 4, 4, 4)),
-        _call(stride=2, padding=1),
+        with_nan_and_inf(_make((2, 4, 14, 14), (6, 4, 4, 4))),
+        call(stride=2, padding=1),
         _ALL,
     ),
     Case(
         "k4s2p1_channels_last",
         "the output keeps the memory format",
         _make((2, 6, 8, 10), (4, 6, 4, 4)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
         layout="channels_last",
     ),
@@ -147,7 +165,7 @@ CASES = (
         "k3s1p1",
         "the common unstrided layer, sliced input",
         _make((2, 4, 6, 7), (5, 4, 3, 3)),
-        _call(padding=1),
+        call(padding=1),
         _ALL,
         layout="sliced",
     ),
@@ -155,21 +173,21 @@ CASES = (
         "k5s2p2",
         "odd kernel, phases of unequal size",
         _make((2, 3, 9, 9), (4, 3, 5, 5)),
-        _call(stride=2, padding=2),
+        call(stride=2, padding=2),
         _ALL,
     ),
     Case(
         "anisotropic",
         "height and width differ in every option",
         _make((2, 3, 9, 12), (4, 3, 3, 2)),
-        _call(stride=(2, 3), padding=(1, 0), dilation=(1, 2)),
+        call(stride=(2, 3), padding=(1, 0), dilation=(1, 2)),
         _ALL,
     ),
     Case(
         "groups",
         "two convolutions side by side",
         _make((2, 6, 8, 8), (4, 3, 3, 3)),
-        _call(padding="same", groups=2),
+        call(padding="same", groups=2),
         _ALL,
     ),
     Case(
@@ -184,14 +202,14 @@ CASES = (
         "empty_batch",
         "no image",
         _make((0, 3, 8, 8), (4, 3, 4, 4)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
     ),
     Case(
         "first_layer",
         "few input channels: 3 -> 64 at 64x64",
         _make((64, 3, 64, 64), (64, 3, 4, 4)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
         speed=True,
     ),
@@ -199,7 +217,7 @@ CASES = (
         "hidden_layer",
         "64 -> 128 at 32x32",
         _make((64, 64, 32, 32), (128, 64, 4, 4)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
         speed=True,
     ),

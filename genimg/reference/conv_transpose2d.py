@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genimg.reference.conv2d import IntOrPair
+from genimg.reference.conv2d import (
+    IntOrPair,
+    call,
+    call_in_pixels,
+    convolution,
+    with_nan_and_inf,
+)
 from genimg.testing import Case, Tensors, integers, normal
 
 
@@ -34,36 +39,7 @@ def _make(
     draw: Callable[..., Tensor] = normal,
     groups: int = 1,
 ) -> Callable[[torch.Generator], Tensors]:
-    def tensors(generator: torch.Generator) -> Tensors:
-        return {
-            "x": draw(generator, *x),
-            "weight": draw(generator, *weight),
-            "bias": draw(generator, weight[1] * groups),
-        }
-
-    return tensors
-
-
-def _not_finite(x: tuple[int, ...], weight: tuple[int, ...]) -> Callable[..., Tensors]:
-    def tensors(generator: torch.Generator) -> Tensors:
-        made = _make(x, weight)(generator)
-        made["x"][0, 1, 0, 2] = float("nan")
-        made["x"][1, 0, 3, 3] = float("inf")
-        return made
-
-    return tensors
-
-
-def _call(**options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
-    def call(op: Callable[..., Any], t: Tensors) -> Tensor:
-        return op(t["x"], t["weight"], t["bias"], **options)
-
-    return call
-
-
-def _channels_last_weight(op: Callable[..., Any], t: Tensors) -> Tensor:
-    weight = t["weight"].contiguous(memory_format=torch.channels_last)
-    return op(t["x"], weight, t["bias"], 2, 1)
+    return convolution(x, weight, weight[1] * groups, draw)
 
 
 _ALL = ("x", "weight", "bias")
@@ -73,14 +49,14 @@ CASES = (
         "one_pixel",
         "a generator's first layer, 1x1 -> 4x4: one matrix product",
         _make((3, 10, 1, 1), (10, 8, 4, 4)),
-        _call(),
+        call(),
         _ALL,
     ),
     Case(
         "k4s2p1_integers",
         "every partial sum is exact: equal to float64 to the bit",
         _make((2, 16, 4, 4), (16, 8, 4, 4), integers),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
         exact=True,
     ),
@@ -88,14 +64,14 @@ CASES = (
         "k4s2p1_primes",
         "channels and sizes that divide nothing",
         _make((3, 7, 5, 3), (7, 5, 4, 4)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
     ),
     Case(
         "k4s2p1_wide_integers",
         "sides above 5 take F(3,2) on the CPU, whose weights are halved: still exact",
         _make((2, 17, 7, 9), (17, 33, 4, 4), partial(integers, limit=1)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
         exact=True,
     ),
@@ -103,7 +79,7 @@ CASES = (
         "k4s2p1_wide",
         "partial tiles and blocks of channels: 11x7 in tiles of three, 20 channels",
         _make((2, 20, 11, 7), (20, 36, 4, 4)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
         layout="channels_last",
     ),
@@ -111,14 +87,14 @@ CASES = (
         "few_channels",
         "three on the large side: the image's",
         _make((2, 20, 5, 7), (20, 3, 4, 4)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
     ),
     Case(
         "weight_channels_last_few_pixels",
         "a weight whose taps lie apart, read as it is",
         _make((2, 5, 4, 4), (5, 48, 4, 4), integers),
-        _channels_last_weight,
+        call_in_pixels,
         _ALL,
         exact=True,
     ),
@@ -126,22 +102,22 @@ CASES = (
         "weight_channels_last",
         "the same, packed for F(3,2)",
         _make((9, 20, 7, 5), (20, 32, 4, 4), partial(integers, limit=1)),
-        _channels_last_weight,
+        call_in_pixels,
         _ALL,
         exact=True,
     ),
     Case(
         "not_finite",
         "NaN and Inf reach the outputs that they belong to, and no neighbour",
-        _not_finite((2, 6, 7, 7), (6, 12, 4, 4)),
-        _call(stride=2, padding=1),
+        with_nan_and_inf(_make((2, 6, 7, 7), (6, 12, 4, 4))),
+        call(stride=2, padding=1),
         _ALL,
     ),
     Case(
         "k4s2p1_channels_last",
         "the output keeps the memory format",
         _make((2, 6, 4, 6), (6, 4, 4, 4)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
         layout="channels_last",
     ),
@@ -149,14 +125,14 @@ CASES = (
         "k3s2p1op1",
         "the VAE decoder's layer: phases of one and two taps",
         _make((2, 4, 5, 6), (4, 3, 3, 3)),
-        _call(stride=2, padding=1, output_padding=1),
+        call(stride=2, padding=1, output_padding=1),
         _ALL,
     ),
     Case(
         "k2s2",
         "the U-Net's layer: one tap a phase, sliced input",
         _make((2, 4, 5, 7), (4, 3, 2, 2)),
-        _call(stride=2),
+        call(stride=2),
         _ALL,
         layout="sliced",
     ),
@@ -164,21 +140,21 @@ CASES = (
         "k5s2p2op1",
         "odd kernel, phases of unequal size",
         _make((2, 3, 4, 4), (3, 4, 5, 5)),
-        _call(stride=2, padding=2, output_padding=1),
+        call(stride=2, padding=2, output_padding=1),
         _ALL,
     ),
     Case(
         "k2s3",
         "stride above the kernel: phases without a tap hold the bias",
         _make((2, 3, 4, 4), (3, 4, 2, 2)),
-        _call(stride=3, output_padding=(1, 0)),
+        call(stride=3, output_padding=(1, 0)),
         _ALL,
     ),
     Case(
         "dilated_groups",
         "two dilated ones side by side",
         _make((2, 6, 5, 5), (6, 2, 3, 3), groups=2),
-        _call(stride=2, padding=1, groups=2, dilation=2),
+        call(stride=2, padding=1, groups=2, dilation=2),
         _ALL,
     ),
     Case(
@@ -193,14 +169,14 @@ CASES = (
         "empty_batch",
         "no image",
         _make((0, 3, 4, 4), (3, 4, 4, 4)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
     ),
     Case(
         "hidden_layer",
         "256 -> 128 at 8x8",
         _make((64, 256, 8, 8), (256, 128, 4, 4)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
         speed=True,
     ),
@@ -208,7 +184,7 @@ CASES = (
         "last_layer",
         "few output channels: 64 -> 3 at 32x32",
         _make((64, 64, 32, 32), (64, 3, 4, 4)),
-        _call(stride=2, padding=1),
+        call(stride=2, padding=1),
         _ALL,
         speed=True,
     ),
