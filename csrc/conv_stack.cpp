@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "conv_block.h"
+#include "dispatch.h"
 #include "memory_format.h"
 
 namespace genimg {
@@ -32,6 +33,7 @@ struct Kept {
 std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_fwd_cpu(
     const at::Tensor& x, const c10::List<std::optional<at::Tensor>>& parameters,
     at::IntArrayRef options, at::ArrayRef<double> numbers, bool training, bool keep) {
+  check_cpu_dtype("conv_stack_fwd", x.scalar_type());
   const std::vector<ConvBlock> blocks = read_blocks("conv_stack_fwd", parameters, options, numbers);
   Kept kept(blocks.size());
   auto format = x.suggest_memory_format();

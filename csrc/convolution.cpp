@@ -61,9 +61,6 @@ void Convolution::check(const at::Tensor& x, const at::Tensor& weight,
               ": expected x and weight of 4 dimensions, got ", x.sizes(), " and ", weight.sizes());
   check_same_dtype(op, "x", x, "weight", weight);
   check_same_device(op, "x", x, "weight", weight);
-  if (!x.is_cuda() && x.scalar_type() != at::kFloat && x.scalar_type() != at::kBFloat16) {
-    refuse_dtype(op, x.scalar_type(), "float32 and bfloat16");
-  }
   const int64_t channels = weight.size(transposed ? 0 : 1);
   TORCH_CHECK(x.size(1) == channels, op, ": expected x of ", channels, " channels, but got ",
               x.sizes());
@@ -124,6 +121,7 @@ std::tuple<at::Tensor, at::Tensor> Convolution::unfused_backward(const at::Tenso
 at::Tensor Convolution::forward(const at::Tensor& x, const at::Tensor& weight,
                                 const std::optional<at::Tensor>& bias) const {
   check(x, weight, bias ? &*bias : nullptr);
+  check_cpu_dtype(op, x.scalar_type());
   const at::Tensor pixels = as_pixels(x);
   at::Tensor y = empty_output(x, weight);
   const at::Tensor floats = padded_floats(bias);
@@ -141,6 +139,7 @@ std::tuple<at::Tensor, at::Tensor> Convolution::backward(const at::Tensor& grad_
                                                          const at::Tensor& weight, bool needs_x,
                                                          bool needs_weight) const {
   check(x, weight, nullptr);
+  check_cpu_dtype(op, x.scalar_type());
   check_same_dtype(op, "x", x, "grad_y", grad_y);
   const at::Tensor grads = as_pixels(grad_y);
   const ConvGeometry g = geometry(x, grads, weight);

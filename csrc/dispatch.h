@@ -5,14 +5,18 @@
 #include <c10/util/Exception.h>
 
 #ifdef GENIMG_WITH_CUDA
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "../kernels/cuda/simt/types.h"
 #endif
 
 namespace genimg {
 
 [[noreturn]] inline void refuse_dtype(const char* op, at::ScalarType dtype, const char* served) {
   TORCH_CHECK_NOT_IMPLEMENTED(false, op, ": ", dtype, " is not served, only ", served);
+}
+
+inline void check_cpu_dtype(const char* op, at::ScalarType dtype) {
+  if (dtype != at::kFloat && dtype != at::kBFloat16)
+    refuse_dtype(op, dtype, "float32 and bfloat16");
 }
 
 #ifdef GENIMG_WITH_CUDA

@@ -1,4 +1,4 @@
-"""The convolutions' CUDA kernels as conv2d and conv_transpose2d; see ``emulated_ops``."""
+"""The convolutions' CUDA launchers, whose options the ops do not all use."""
 
 from __future__ import annotations
 
@@ -17,12 +17,6 @@ Pair = tuple[int, int]
 
 def _pixels(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _output_format(x: Tensor, weight: Tensor) -> torch.memory_format:
-    suggest = torch._prims_common.suggest_memory_format
-    pixels = torch.channels_last in (suggest(x), suggest(weight))
-    return torch.channels_last if pixels else torch.contiguous_format
 
 
 def geometry(small: Any, large: Any, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
@@ -120,73 +114,3 @@ def wgrad(
         layout == torch.contiguous_format,
     )
     return grad
-
-
-def conv2d_fwd(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
-) -> Tensor:
-    sizes = [
-        (x.shape[2 + d] + 2 * padding[d] - weight.shape[2 + d]) // stride[d] + 1 for d in range(2)
-    ]
-    y = fprop(x, weight, bias, (x.shape[0], weight.shape[0], *sizes), stride, padding)
-    return y.contiguous(memory_format=_output_format(x, weight))
-
-
-def conv2d_bwd(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    needs_x: bool,
-    needs_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    layout = _output_format(x, weight)
-    grad_x = grad_weight = None
-    if needs_x:
-        grad_x = dgrad(grad_y, weight, None, x.shape, stride, padding)
-        grad_x = grad_x.contiguous(memory_format=layout)
-    if needs_weight:
-        grad_weight = wgrad(grad_y, x, weight, stride, padding, layout)
-    return grad_x, grad_weight
-
-
-def conv_transpose2d_fwd(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    output_padding: Pair,
-    groups: int,
-    dilation: Pair,
-) -> Tensor:
-    sizes = [
-        (x.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + weight.shape[2 + d] + output_padding[d]
-        for d in range(2)
-    ]
-    y = dgrad(x, weight, bias, (x.shape[0], weight.shape[1], *sizes), stride, padding)
-    return y.contiguous(memory_format=_output_format(x, weight))
-
-
-def conv_transpose2d_bwd(
-    grad_y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Pair,
-    padding: Pair,
-    output_padding: Pair,
-    groups: int,
-    dilation: Pair,
-    needs_x: bool,
-    needs_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    layout = _output_format(x, weight)
-    grad_x = grad_weight = None
-    if needs_x:
-        grad_x = fprop(grad_y, weight, None, x.shape, stride, padding)
-        grad_x = grad_x.contiguous(memory_format=layout)
-    if needs_weight:
-        grad_weight = wgrad(x, grad_y, weight, stride, padding, layout)
-    return grad_x, grad_weight

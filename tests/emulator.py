@@ -81,19 +81,23 @@ def _tool(name: str) -> str | None:
     return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
 
 
-def build(folder: Path) -> None:
+def build(folder: Path, target: str) -> None:
     """Compile what has changed; a failure is a failed test, no tools are a skipped one."""
     cmake, ninja = _tool("cmake"), _tool("ninja")
     if cmake is None or ninja is None or _tool("c++") is None or sys.platform != "linux":
         pytest.skip("the emulated kernels need Linux, cmake, ninja and a C++ compiler")
     configure = [cmake, "-S", SOURCES, "-B", folder, "-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    configure += ["-DCMAKE_BUILD_TYPE=None", f"-DSIMT_SANITIZE={'ON' if sanitized else 'OFF'}"]
+    configure += [
+        f"-DPython_EXECUTABLE={sys.executable}",
+        "-DCMAKE_BUILD_TYPE=None",
+        f"-DSIMT_SANITIZE={'ON' if sanitized else 'OFF'}",
+    ]
     if kernels is not None:
         configure.append(f"-DGENIMG_KERNELS={kernels}")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        steps = [[cmake, "--build", folder]]
+        steps = [[cmake, "--build", folder, "--target", target]]
         if not (folder / "build.ninja").exists():
             steps.insert(0, configure)
         for step in steps:
@@ -103,22 +107,48 @@ def build(folder: Path) -> None:
 
 @cache
 def library(name: str) -> ctypes.CDLL:
-    """``genimg_emulated``, the kernels, or ``genimg_planted``, kernels with mistakes."""
-    folder = ROOT / "build" / ("emulated-sanitized" if sanitized else "emulated")
-    if kernels is not None:
-        folder = kernels.parent / folder.name
-    build(folder)
+    """A target of tests/kernels/emulated: kernels, kernels with mistakes, or csrc/ around them."""
+    # csrc/ is compiled against this torch.
+    kind = f"{sys.implementation.cache_tag}-torch{torch.__version__}"
+    folder = ROOT / "build" if kernels is None else kernels.parent
+    folder /= f"emulated{'-sanitized' if sanitized else ''}-{kind}"
+    build(folder, name)
     loaded = ctypes.CDLL(str(folder / f"lib{name}.so"))
     loaded.simt_error.restype = ctypes.c_char_p
     return loaded
 
 
-def _extent(x: Tensor) -> int:
+def extent(x: Tensor) -> int:
     """Bytes from the first element to behind the last."""
     if x.numel() == 0:
         return 0
     last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return (last + 1) * x.element_size()
+
+
+def add_buffer(
+    lib: ctypes.CDLL,
+    name: str,
+    begin: int,
+    size: int,
+    element_size: int,
+    read_only: bool = True,
+    initialised: bool = True,
+) -> bool:
+    """Let kernels use ``size`` bytes from ``begin``; False if they overlap others' in part."""
+    sizes = (ctypes.c_size_t(size), ctypes.c_size_t(element_size))
+    rights = (int(read_only), int(initialised))
+    return not lib.simt_add_buffer(name.encode(), ctypes.c_void_p(begin), *sizes, *rights)
+
+
+def set_schedule(lib: ctypes.CDLL, schedule: Schedule) -> None:
+    """Of the launches from now on."""
+    lib.simt_set_options(schedule.order, ctypes.c_uint64(schedule.seed), int(schedule.eager), 0)
+
+
+def schedules() -> tuple[Schedule, ...]:
+    """Those that a kernel runs under; the sanitizers see no more in several."""
+    return SCHEDULES if not sanitized else SCHEDULES[-1:]
 
 
 def call(lib: ctypes.CDLL, function: str, *args: Any, schedule: Schedule = SCHEDULES[0]) -> None:
@@ -128,27 +158,28 @@ def call(lib: ctypes.CDLL, function: str, *args: Any, schedule: Schedule = SCHED
         KernelError: the kernel broke a rule.
     """
     passed: list[Any] = []
-    lib.simt_set_options(schedule.order, ctypes.c_uint64(schedule.seed), int(schedule.eager), 0)
-    status = 0
+    set_schedule(lib, schedule)
+    registered = True
     try:
         for number, arg in enumerate(args):
             if isinstance(arg, (Read, Write, Update)):
                 x = arg.tensor
                 passed.append(ctypes.c_void_p(None if x is None else x.data_ptr()))
                 if x is not None and not sanitized:
-                    status |= lib.simt_add_buffer(
-                        f"argument {number}".encode(),
-                        passed[-1],
-                        ctypes.c_size_t(_extent(x)),
-                        ctypes.c_size_t(x.element_size()),
-                        int(isinstance(arg, Read)),
-                        int(not isinstance(arg, Write)),
+                    registered &= add_buffer(
+                        lib,
+                        f"argument {number}",
+                        x.data_ptr(),
+                        extent(x),
+                        x.element_size(),
+                        isinstance(arg, Read),
+                        not isinstance(arg, Write),
                     )
             elif isinstance(arg, float):
                 passed.append(ctypes.c_float(arg))
             else:
                 passed.append(ctypes.c_int64(int(arg)))
-        if status or getattr(lib, function)(*passed):
+        if not registered or getattr(lib, function)(*passed):
             raise KernelError(lib.simt_error().decode())
     finally:
         lib.simt_clear_buffers()
@@ -161,13 +192,18 @@ def launch(function: str, dtype: torch.dtype, *args: Any) -> None:
     ]
     before = [x.clone() for x in written]
     first: list[Tensor] = []
-    for schedule in SCHEDULES if not sanitized else SCHEDULES[-1:]:
+    for schedule in schedules():
         for x, start in zip(written, before, strict=True):
             x.copy_(start)
         call(library("genimg_emulated"), f"{function}_{NAMES[dtype]}", *args, schedule=schedule)
         first = first or [x.clone() for x in written]
         for x, expected in zip(written, first, strict=True):
-            assert torch.equal(_bits(x), _bits(expected)), f"{function} differs under {schedule}"
+            assert_same_bits(x, expected, f"{function} under {schedule}")
+
+
+def assert_same_bits(x: Tensor, expected: Tensor, what: str) -> None:
+    """NaN and the sign of zero included."""
+    assert torch.equal(_bits(x), _bits(expected)), f"{what} differs"
 
 
 def _bits(x: Tensor) -> Tensor:

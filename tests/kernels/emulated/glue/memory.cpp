@@ -1,0 +1,92 @@
+// What an op allocates while it runs is the emulator's to watch: exact bounds, and no reading of
+// what neither the op nor a kernel has written.
+#include <c10/core/CPUAllocator.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "c10/cuda/CUDAException.h"
+#include "testing.h"
+
+namespace genimg::glue {
+namespace {
+
+constexpr size_t kAlignment = 512;  // that of torch's allocator on a GPU
+constexpr int kPoison = 0xff;
+
+struct Block {
+  unsigned char* begin;
+  size_t bytes;
+  bool seen = false;   // by a launch
+  bool freed = false;  // by the op; the kernels may still be told of it
+};
+
+bool watching = false;
+std::vector<Block> blocks;
+c10::Allocator* usual = nullptr;
+
+void free_block(void* begin) {
+  const auto found = std::find_if(blocks.begin(), blocks.end(),
+                                  [=](const Block& block) { return block.begin == begin; });
+  if (watching && found != blocks.end()) {
+    found->freed = true;
+  } else {
+    std::free(begin);
+  }
+}
+
+struct Watched final : c10::Allocator {
+  c10::DataPtr allocate(size_t bytes) override {
+    void* begin = nullptr;
+    if (bytes > 0) {
+      TORCH_CHECK(posix_memalign(&begin, kAlignment, bytes) == 0, "no memory");
+      std::memset(begin, kPoison, bytes);
+      blocks.push_back({static_cast<unsigned char*>(begin), bytes});
+      simt_add_buffer("memory of the op", begin, bytes, 2, false, false);
+    }
+    return {begin, begin, &free_block, c10::Device(c10::kCPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &free_block; }
+  void copy_data(void* to, const void* from, size_t bytes) const override {
+    default_copy_data(to, from, bytes);
+  }
+};
+
+Watched watched;
+
+}  // namespace
+
+void check(const std::function<cudaError_t()>& launch) {
+  for (Block& block : blocks) {
+    if (block.seen) continue;
+    block.seen = true;
+    const bool written = std::any_of(block.begin, block.begin + block.bytes,
+                                     [](unsigned char byte) { return byte != kPoison; });
+    if (written) simt_add_buffer("memory of the op", block.begin, block.bytes, 2, false, true);
+  }
+  TORCH_CHECK(simt::guarded(launch) == 0, simt_error());
+}
+
+}  // namespace genimg::glue
+
+SIMT_EXPORT void glue_begin() {
+  using namespace genimg::glue;
+  usual = c10::GetCPUAllocator();
+  c10::SetCPUAllocator(&watched, /*priority=*/255);
+  watching = true;
+}
+
+SIMT_EXPORT void glue_end() {
+  using namespace genimg::glue;
+  watching = false;
+  c10::SetCPUAllocator(usual, /*priority=*/255);
+  simt_clear_buffers();
+  for (const Block& block : blocks) {
+    if (block.freed) std::free(block.begin);
+  }
+  blocks.clear();
+}

@@ -1,0 +1,13 @@
+// Included before everything else in csrc/: its CUDA ops serve CPU tensors as
+// torch.ops.genimg_glue, beside torch.ops.genimg; those for the CPU are left out.
+#pragma once
+
+#include <torch/library.h>
+
+#undef TORCH_LIBRARY_FRAGMENT
+#define TORCH_LIBRARY_FRAGMENT(ns, m) _TORCH_LIBRARY_FRAGMENT(genimg_glue, m, C10_UID)
+
+#undef TORCH_LIBRARY_IMPL
+#define TORCH_LIBRARY_IMPL(ns, k, m) GENIMG_GLUE_##k(m)
+#define GENIMG_GLUE_CUDA(m) _TORCH_LIBRARY_IMPL(genimg_glue, CPU, m, C10_UID)
+#define GENIMG_GLUE_CPU(m) [[maybe_unused]] static void left_out(torch::Library& m)
