@@ -284,8 +284,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Shares of a channel's values that are worth a block each.
 int64_t count_shares(int64_t steps, int64_t rows, int64_t groups) {
   const int64_t useful = ceil_div(steps, rows * kUnroll);

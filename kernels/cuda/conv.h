@@ -23,25 +23,50 @@ struct ConvGeometry {
 
 enum class Activation { kNone, kLeakyRelu, kTanh, kSigmoid };
 
-// Sums over a result's channels, of what is stored; arrays of a float a channel.
-//   Without a gate: first is the mean, second 1 / sqrt(variance + eps), third the unbiased
-//   variance. With one: first is the sum of out, second that of out * (y - mean).
-struct ConvSums {
-  float* scratch = nullptr;     // conv_*_sums_scratch floats; null for no sums
-  unsigned* tickets = nullptr;  // one a channel, 0 before and after
+// A batch norm, an array of a float a channel each: z = (y - mean) * scale + shift.
+struct ConvNorm {
+  const float *mean = nullptr, *scale = nullptr, *shift = nullptr;
+};
+
+// What is made of the statistics of a result: mean, 1 / sqrt(variance + eps), the unbiased
+// variance, and gamma * rstd and beta, where null stands for 1 and 0.
+struct ConvStatistics {
   float eps = 0;
-  float *first = nullptr, *second = nullptr, *third = nullptr;
+  const float *gamma = nullptr, *beta = nullptr;
+  float *mean = nullptr, *rstd = nullptr, *var = nullptr, *scale = nullptr, *shift = nullptr;
+};
+
+// What is made of the sums behind a gate, S1 of dz and S2 of dz * (y - mean); null for what is not
+// wanted. From `slope` and `shift` the gradient goes on through the statistics of a batch:
+// dy = dz * scale + (y - mean) * slope + shift.
+struct ConvNormGrads {
+  enum Norm { kNone, kBatch, kRunning } norm = kNone;
+  const float *rstd = nullptr, *scale = nullptr;
+  float *bias = nullptr, *gamma = nullptr, *beta = nullptr, *slope = nullptr, *shift = nullptr;
+};
+
+// Sums over a result's channels, of what is stored.
+struct ConvSums {
+  float* scratch = nullptr;        // null for no sums
+  unsigned* tickets = nullptr;     // 0 before and after
+  ConvStatistics statistics = {};  // without a gate
+  ConvNormGrads grads = {};        // with one
+};
+
+// What the sums of a launcher need.
+struct ConvSumsRoom {
+  int64_t floats, tickets;
 };
 
 // out = activation(value + bias) * (z > 0 ? 1 : gate_slope), z = (y - mean) * scale + shift, where
-// y is laid out as the result is. bias is a float a channel, or null; without gate_y there is no
-// gate.
+// y is laid out as the result is; without a mean z = y. bias is a float a channel, or null; without
+// gate_y there is no gate.
 struct ConvEpilogue {
   const float* bias = nullptr;
   Activation activation = Activation::kNone;
   float negative_slope = 0;
   const void* gate_y = nullptr;
-  const float *gate_mean = nullptr, *gate_scale = nullptr, *gate_shift = nullptr;
+  ConvNorm gate;
   float gate_slope = 0;
   ConvSums sums = {};
 };
@@ -56,6 +81,7 @@ struct ConvPrologue {
     kNone,         // x
     kAffineLeaky,  // leaky((x - mean) * scale + shift)
     kTwoTensor,    // x * scale + (y - mean) * slope + shift, where y is laid out as x is
+    kScaled,       // x * scale
   } kind = kNone;
   const void* y = nullptr;
   const float *mean = nullptr, *scale = nullptr, *shift = nullptr, *slope = nullptr;

@@ -187,9 +187,10 @@ cudaError_t launch_conv_dgrad(const ConvGeometry& geometry, const T* small, cons
                                                       prologue, epilogue, tile, stream);
 }
 
-int64_t conv_dgrad_sums_scratch(const ConvGeometry& geometry) {
+ConvSumsRoom conv_dgrad_sums(const ConvGeometry& geometry) {
   const ConvGeometry g = separated(geometry);
-  return 3 * ceil_div(phase_rows(g), kSummedRows) * g.stride_h * g.stride_w * g.large_c;
+  const int64_t phases = int64_t{g.stride_h} * g.stride_w;
+  return sums_room(ceil_div(phase_rows(g), kSummedRows) * phases, g.large_c);
 }
 
 #define GENIMG_INSTANTIATE(T)                                                                   \

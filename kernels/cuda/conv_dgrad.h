@@ -5,8 +5,8 @@
 
 namespace genimg::cuda {
 
-// Floats of scratch memory for the sums of an epilogue.
-int64_t conv_dgrad_sums_scratch(const ConvGeometry& geometry);
+// For the sums of an epilogue.
+ConvSumsRoom conv_dgrad_sums(const ConvGeometry& geometry);
 
 // large [batch, large_h, large_w, large_c] from small and weight.
 template <typename T>

@@ -125,8 +125,8 @@ cudaError_t launch_conv_fprop(const ConvGeometry& geometry, const T* large, cons
                                                       epilogue, tile, stream);
 }
 
-int64_t conv_fprop_sums_scratch(const ConvGeometry& g) {
-  return 3 * ceil_div(g.batch * g.small_h * g.small_w, kSummedRows) * g.small_c;
+ConvSumsRoom conv_fprop_sums(const ConvGeometry& g) {
+  return sums_room(ceil_div(g.batch * g.small_h * g.small_w, kSummedRows), g.small_c);
 }
 
 #define GENIMG_INSTANTIATE(T)                                                                   \

@@ -5,8 +5,8 @@
 
 namespace genimg::cuda {
 
-// Floats of scratch memory for the sums of an epilogue.
-int64_t conv_fprop_sums_scratch(const ConvGeometry& geometry);
+// For the sums of an epilogue.
+ConvSumsRoom conv_fprop_sums(const ConvGeometry& geometry);
 
 // small [batch, small_h, small_w, small_c] from large and weight.
 template <typename T>

@@ -5,8 +5,6 @@
 
 namespace genimg::cuda {
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // A block's threads per row and column of tiles; a fixed choice, so that results are the same on
 // every GPU. Large tiles want as many blocks as a large GPU has multiprocessors.
 constexpr int64_t kManyBlocks = 132;
@@ -49,9 +47,6 @@ cudaError_t with_tile(ConvTile tile, bool wide, Run run) {
   using Config = TileConfig<T, ConvTile::k64x64>;
   return wide ? run(Config{}, std::true_type{}) : run(Config{}, std::false_type{});
 }
-
-// Rows of the result that a block of a fused kernel sums, at least.
-constexpr int64_t kSummedRows = 64;
 
 // Bytes of dynamic shared memory: the stages, or the result that takes their place.
 template <typename T, typename Config, typename Product>

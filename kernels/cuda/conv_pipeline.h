@@ -1,8 +1,8 @@
 // The loop over a block's stages in shared memory, and the way of its result to memory.
 #pragma once
 
-#include "conv_epilogue.h"
 #include "conv_product.h"
+#include "conv_sums.h"
 
 namespace genimg::cuda {
 

@@ -6,8 +6,10 @@
 
 namespace genimg::cuda {
 
+// Slope 0 is ReLU, which sends -Inf to 0, not to NaN.
 __device__ __forceinline__ float leaky(float value, float slope) {
-  return value > 0 ? value : value * slope;
+  const float scaled = slope == 0 && value < 0 ? 0.0f : value * slope;
+  return value > 0 ? value : scaled;
 }
 
 // Neighbouring floats of an array per channel, which is aligned where kLanes are more than one.
@@ -62,8 +64,13 @@ struct AnyPrologue {
   __device__ __forceinline__ void operator()(T (&values)[kLanes], int64_t offset, int c) const {
     if (given.kind == ConvPrologue::kNone) return;
     float mean[kLanes], scale[kLanes], shift[kLanes];
-    load_channels(mean, given.mean + c);
     load_channels(scale, given.scale + c);
+    if (given.kind == ConvPrologue::kScaled) {
+#pragma unroll
+      for (int i = 0; i < kLanes; ++i) values[i] = narrow<T>(widen(values[i]) * scale[i]);
+      return;
+    }
+    load_channels(mean, given.mean + c);
     load_channels(shift, given.shift + c);
     if (given.kind == ConvPrologue::kAffineLeaky) {
 #pragma unroll

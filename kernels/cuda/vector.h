@@ -5,6 +5,8 @@
 
 namespace genimg::cuda {
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // By default 16 bytes, the widest access a thread can make.
 template <typename T, int kLanes = 16 / sizeof(T)>
 struct alignas(kLanes * sizeof(T)) Vector {

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from emulator import NAMES, Read, Update, Write, launch, library
 from torch import Tensor
 
+from genimg.testing import judge
+
 EPS, SLOPE, GATE_SLOPE = 1e-5, 0.125, 0.25
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 # Wide and narrow loads; several tiles, and several pieces of sums, the last not full.
@@ -53,19 +55,44 @@ def image(*shape, dtype):
     return (torch.randn(shape) + 0.5).to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-def scratch_of(name, sizes):
-    count = getattr(library("genimg_emulated"), name)
+def wgrad_scratch(sizes, dtype):
+    count = getattr(library("genimg_emulated"), f"conv_wgrad_scratch_{NAMES[dtype]}")
     count.restype = ctypes.c_int64
     return torch.empty(count(ctypes.c_void_p(sizes.data_ptr())))
 
 
-def fused(direction, sizes, x, weight, shape, *, prologue, gate=None, tile="auto"):
-    """The result, and the sums over its channels."""
+def sums_room(direction, sizes):
+    room = torch.empty(2, dtype=torch.int64)
+    address = ctypes.c_void_p(sizes.data_ptr())
+    small = ctypes.c_int64(direction == "fprop")
+    library("genimg_emulated").conv_sums(address, small, ctypes.c_void_p(room.data_ptr()))
+    floats, tickets = room.tolist()
+    return torch.empty(floats), torch.zeros(tickets, dtype=torch.int32)
+
+
+NONE, BATCH, RUNNING = range(3)  # of a ConvNormGrads
+
+
+@dataclass
+class Gate:
+    """The image and the norm of a gate, and what becomes of the sums behind it."""
+
+    y: Tensor
+    layer: Layer | None
+    norm: int = BATCH
+    rstd: Tensor | None = None
+
+
+def fused(
+    direction, sizes, x, weight, shape, *, prologue, gate=None, tile="auto", gamma=None, beta=None
+):
+    """The result; and of its channels mean, rstd, var, scale, shift, or with a gate the
+    gradients of bias, gamma, beta, and slope and shift of what goes on.
+    """
     kind, layer, other = prologue
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-    sums = [torch.full((shape[1],), float("nan")) for _ in range(3)]
-    tickets = torch.zeros(shape[1], dtype=torch.int32)
-    gate_layer, gate_y = gate or (None, None)
+    sums = [torch.full((shape[1],), float("nan")) for _ in range(5)]
+    scratch, tickets = sums_room(direction, sizes)
     none = (Read(None),) * 3
     launch(
         f"conv_{direction}_fused",
@@ -81,13 +108,17 @@ def fused(direction, sizes, x, weight, shape, *, prologue, gate=None, tile="auto
         Read(layer.slope if layer else None),
         SLOPE,
         Read(None),
-        Read(gate_y),
-        *(gate_layer.reads() if gate_layer else none),
+        Read(gate.y if gate else None),
+        *(gate.layer.reads() if gate and gate.layer else none),
         GATE_SLOPE,
-        Write(scratch_of(f"conv_{direction}_sums_scratch", sizes)),
+        Write(scratch),
         Update(tickets),
         EPS,
-        *(Update(x) if gate else Write(x) for x in sums),
+        gate.norm if gate else NONE,
+        Read(gate.rstd if gate else None),
+        Read(gamma),
+        Read(beta),
+        *(Update(x) for x in sums),
     )
     assert not tickets.any()
     return y, sums
@@ -114,13 +145,19 @@ def contraction(direction, small_c, large_c, dtype):
 def test_affine_prologue_and_statistics(direction, small_c, large_c, dtype):
     weight, sizes, given, wanted, convolve = contraction(direction, small_c, large_c, dtype)
     x, layer = image(*given, dtype=dtype), Layer.of(given[1])
-    y, (mean, rstd, var) = fused(direction, sizes, x, weight, wanted, prologue=(1, layer, None))
+    gamma, beta = torch.randn(2, wanted[1])
+    parameters = {"gamma": gamma, "beta": beta} if dtype == torch.float32 else {}
+    y, (mean, rstd, var, scale, shift) = fused(
+        direction, sizes, x, weight, wanted, prologue=(1, layer, None), **parameters
+    )
     near(y, convolve(layer.affine(x.double(), SLOPE).to(dtype).double()), dtype)
     stored = y.double().transpose(0, 1).flatten(1)
-    torch.testing.assert_close(mean.double(), stored.mean(1), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(var.double(), stored.var(1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(mean.double(), stored.mean(1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(var.double(), stored.var(1), rtol=1e-6, atol=0)
     expected = (stored.var(1, unbiased=False) + EPS).rsqrt()
-    torch.testing.assert_close(rstd.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(rstd.double(), expected, rtol=1e-6, atol=0)
+    assert torch.equal(scale, rstd * parameters.get("gamma", torch.ones(())))
+    assert torch.equal(shift, parameters.get("beta", torch.zeros_like(rstd)))
 
 
 @DTYPES
@@ -129,27 +166,89 @@ def test_affine_prologue_and_statistics(direction, small_c, large_c, dtype):
 def test_two_tensor_prologue_and_gate(direction, small_c, large_c, dtype):
     weight, sizes, given, wanted, convolve = contraction(direction, small_c, large_c, dtype)
     x, other, layer = image(*given, dtype=dtype), image(*given, dtype=dtype), Layer.of(given[1])
-    gate_y, gate = image(*wanted, dtype=dtype), Layer.of(wanted[1])
-    got, (first, second, _) = fused(
-        direction, sizes, x, weight, wanted, prologue=(2, layer, other), gate=(gate, gate_y)
+    gate_y, norm, rstd = image(*wanted, dtype=dtype), Layer.of(wanted[1]), torch.rand(wanted[1])
+    got, (bias, gamma, beta, slope, shift) = fused(
+        direction,
+        sizes,
+        x,
+        weight,
+        wanted,
+        prologue=(2, layer, other),
+        gate=Gate(gate_y, norm, BATCH, rstd),
     )
     read = layer.two_tensor(x.double(), other.double()).to(dtype).double()
-    near(got, convolve(read) * gate.gate(gate_y.double()), dtype)
-    stored, centred = got.double(), gate_y.double() - _c(gate.mean)
-    near(first, stored.sum((0, 2, 3)), torch.float32, room=8)
-    near(second, (stored * centred).sum((0, 2, 3)), torch.float32, room=8)
+    near(got, convolve(read) * norm.gate(gate_y.double()), dtype)
+    stored, centred = got.double(), gate_y.double() - _c(norm.mean)
+    first, second = stored.sum((0, 2, 3)), (stored * centred).sum((0, 2, 3))
+    near(beta, first, torch.float32, room=8)
+    near(gamma, second * rstd, torch.float32, room=8)
+    assert not bias.any()
+    share = -norm.scale.double() / (stored.numel() / wanted[1])
+    near(shift, share * first, torch.float32, room=8)
+    near(slope, share * rstd.double().square() * second, torch.float32, room=8)
 
 
-def test_statistics_of_a_large_mean():
-    """Mean 1000, deviation 0.01: a mean is only known to 0.00003, a sum of squares to nothing."""
-    x = (1000 + torch.randn(2, 4, 9, 9) / 100).contiguous(memory_format=torch.channels_last)
-    weight = torch.eye(4).view(4, 4, 1, 1)
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
+def test_scaled_prologue_and_gates_of_no_batch(direction):
+    """Behind frozen statistics, and behind an activation that no norm stands before."""
+    weight, sizes, given, wanted, convolve = contraction(direction, 5, 7, torch.float32)
+    x, layer, rstd = image(*given, dtype=torch.float32), Layer.of(given[1]), torch.rand(wanted[1])
+    y, norm = image(*wanted, dtype=torch.float32), Layer.of(wanted[1])
+    call = (direction, sizes, x, weight, wanted)
+    through = convolve(x.double() * _c(layer.scale))
+    got, (bias, _, beta, *_) = fused(
+        *call, prologue=(3, layer, None), gate=Gate(y, norm, RUNNING, rstd)
+    )
+    near(got, through * norm.gate(y.double()), torch.float32)
+    near(beta, got.double().sum((0, 2, 3)), torch.float32, room=8)
+    assert torch.equal(bias, norm.scale * beta)
+    got, (bias, *_) = fused(*call, prologue=(3, layer, None), gate=Gate(y, None, NONE))
+    near(got, through * torch.where(y > 0, 1.0, GATE_SLOPE), torch.float32)
+    near(bias, got.double().sum((0, 2, 3)), torch.float32, room=8)
+
+
+def statistics_of(x):
+    """Of the channels of an image that a 1x1 convolution by 1 leaves as it is."""
+    channels = x.shape[1]
+    weight = torch.eye(channels).view(channels, channels, 1, 1).to(x.dtype)
     sizes = conv.geometry(x.shape, x.shape, weight, (1, 1), (0, 0))
-    y, (mean, _, var) = fused("fprop", sizes, x, weight, x.shape, prologue=(0, None, None))
+    pixels = x.contiguous(memory_format=torch.channels_last)
+    y, sums = fused("fprop", sizes, pixels, weight, x.shape, prologue=(0, None, None))
     assert torch.equal(y, x)
-    stored = x.double().transpose(0, 1).flatten(1)
-    torch.testing.assert_close(mean.double(), stored.mean(1), rtol=2**-22, atol=0)
-    torch.testing.assert_close(var.double(), stored.var(1), rtol=1e-2, atol=0)
+    return sums
+
+
+@pytest.mark.parametrize(
+    ("shape", "mean", "std"),
+    [((2, 4, 9, 9), 1000, 0.01), ((1, 2, 66, 64), 1000, 0.01), ((2, 4, 9, 9), -1e6, 1)],
+    ids=["one_bundle", "two_bundles", "million"],
+)
+def test_statistics_of_a_large_mean(shape, mean, std):
+    """Where float has few digits left for the values' differences, and none for their squares."""
+    x = mean + std * torch.randn(shape)
+    got = statistics_of(x)
+    own = torch.var_mean(x, (0, 2, 3))[::-1]
+    truth = torch.var_mean(x.double(), (0, 2, 3))[::-1]
+    eps, biased = EPS, x.double().var((0, 2, 3), unbiased=False)
+    for name, ours, theirs, exact in (
+        ("mean", got[0], own[0], truth[0]),
+        ("var", got[2], own[1], truth[1]),
+        ("rstd", got[1], (biased.float() + eps).rsqrt(), (biased + eps).rsqrt()),
+    ):
+        error = judge(name, ours, theirs, exact)
+        assert error.ok, error
+
+
+@pytest.mark.parametrize("place", [(0, 0, 0), (1, 3, 3)], ids=["first", "inside"])
+def test_statistics_of_an_infinite_value(place):
+    """The mean is what PyTorch's is, wherever the value stands."""
+    image, row, column = place
+    x = torch.randn(2, 1, 9, 9)
+    x[image, 0, row, column] = -float("inf")
+    mean, rstd, var, *_ = statistics_of(x)
+    assert mean.item() == -float("inf")
+    assert var.isnan()
+    assert rstd.isnan()
 
 
 def test_sums_of_one_pixel_in_the_large_tile():
@@ -159,7 +258,7 @@ def test_sums_of_one_pixel_in_the_large_tile():
     shape = (5, 72, 4, 4)
     sizes = conv.geometry(x.shape, shape, weight, (1, 1), (0, 0))
     options = {"prologue": (0, None, None), "tile": "128x128"}
-    y, (mean, _, _) = fused("dgrad", sizes, x, weight, shape, **options)
+    y, (mean, *_) = fused("dgrad", sizes, x, weight, shape, **options)
     near(y, F.conv_transpose2d(x.double(), weight.double()), torch.bfloat16)
     torch.testing.assert_close(mean.double(), y.double().mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
 
@@ -171,14 +270,13 @@ def test_weight_gradient_of_fused_layers(small_c, large_c, dtype):
     x, grad = image(*small, dtype=dtype), image(*large, dtype=dtype)
     other, layer, norm = image(*large, dtype=dtype), Layer.of(small_c), Layer.of(large_c)
     got = torch.empty(weight.shape, dtype=dtype, memory_format=torch.channels_last)
-    name = f"conv_wgrad_scratch_{NAMES[dtype]}"
     launch(
         "conv_wgrad_fused",
         dtype,
         Read(sizes),
         Read(x),
         Read(grad),
-        Write(scratch_of(name, sizes)),
+        Write(wgrad_scratch(sizes, dtype)),
         Write(got),
         *layer.reads(),
         SLOPE,

@@ -127,27 +127,30 @@ genimg::cuda::ConvPrologue conv_prologue(int64_t kind, const void* y, const floa
 
 }  // namespace
 
-#define FUSED_CONV(T, direction, from, to)                                                        \
-  SIMT_EXPORT int conv_##direction##_fused_##T(                                                   \
-      const int64_t* geometry, const T* from, const T* weight, T* to, int64_t tile, int64_t kind, \
-      const T* y, const float* mean, const float* scale, const float* shift, const float* slope,  \
-      float negative_slope, const float* bias, const T* gate_y, const float* gate_mean,           \
-      const float* gate_scale, const float* gate_shift, float gate_slope, float* scratch,         \
-      unsigned* tickets, float eps, float* first, float* second, float* third) {                  \
-    using namespace genimg::cuda;                                                                 \
-    return simt::guarded([=] {                                                                    \
-      ConvEpilogue epilogue = conv_epilogue(bias, 0, 0);                                          \
-      epilogue.gate_y = gate_y;                                                                   \
-      epilogue.gate_mean = gate_mean;                                                             \
-      epilogue.gate_scale = gate_scale;                                                           \
-      epilogue.gate_shift = gate_shift;                                                           \
-      epilogue.gate_slope = gate_slope;                                                           \
-      epilogue.sums = {scratch, tickets, eps, first, second, third};                              \
-      return launch_conv_##direction(                                                             \
-          conv_geometry(geometry), from, weight, to,                                              \
-          conv_prologue(kind, y, mean, scale, shift, slope, negative_slope), epilogue,            \
-          static_cast<ConvTile>(tile), nullptr);                                                  \
-    });                                                                                           \
+#define FUSED_CONV(T, direction, from, to)                                                         \
+  SIMT_EXPORT int conv_##direction##_fused_##T(                                                    \
+      const int64_t* geometry, const T* from, const T* weight, T* to, int64_t tile, int64_t kind,  \
+      const T* y, const float* mean, const float* scale, const float* shift, const float* slope,   \
+      float negative_slope, const float* bias, const T* gate_y, const float* gate_mean,            \
+      const float* gate_scale, const float* gate_shift, float gate_slope, float* scratch,          \
+      unsigned* tickets, float eps, int64_t norm, const float* rstd, const float* gamma,           \
+      const float* beta, float* first, float* second, float* third, float* fourth, float* fifth) { \
+    using namespace genimg::cuda;                                                                  \
+    return simt::guarded([=] {                                                                     \
+      ConvEpilogue epilogue = conv_epilogue(bias, 0, 0);                                           \
+      epilogue.gate_y = gate_y;                                                                    \
+      epilogue.gate = {gate_mean, gate_scale, gate_shift};                                         \
+      epilogue.gate_slope = gate_slope;                                                            \
+      epilogue.sums = {scratch,                                                                    \
+                       tickets,                                                                    \
+                       {eps, gamma, beta, first, second, third, fourth, fifth},                    \
+                       {static_cast<ConvNormGrads::Norm>(norm), rstd, gate_scale, first, second,   \
+                        third, fourth, fifth}};                                                    \
+      return launch_conv_##direction(                                                              \
+          conv_geometry(geometry), from, weight, to,                                               \
+          conv_prologue(kind, y, mean, scale, shift, slope, negative_slope), epilogue,             \
+          static_cast<ConvTile>(tile), nullptr);                                                   \
+    });                                                                                            \
   }
 
 #define CONV(T)                                                                                   \
@@ -200,9 +203,9 @@ FOR_EACH_DTYPE(CONV)
   }
 FOR_EACH_DTYPE(FUSED_CONVS)
 
-SIMT_EXPORT int64_t conv_fprop_sums_scratch(const int64_t* geometry) {
-  return genimg::cuda::conv_fprop_sums_scratch(conv_geometry(geometry));
-}
-SIMT_EXPORT int64_t conv_dgrad_sums_scratch(const int64_t* geometry) {
-  return genimg::cuda::conv_dgrad_sums_scratch(conv_geometry(geometry));
+SIMT_EXPORT void conv_sums(const int64_t* geometry, int64_t small, int64_t* room) {
+  const auto sums = small != 0 ? genimg::cuda::conv_fprop_sums : genimg::cuda::conv_dgrad_sums;
+  const genimg::cuda::ConvSumsRoom needed = sums(conv_geometry(geometry));
+  room[0] = needed.floats;
+  room[1] = needed.tickets;
 }
