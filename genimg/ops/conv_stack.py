@@ -377,6 +377,15 @@ def _why_not_cpu(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str 
     )
 
 
+def _why_not_cuda(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
+    return (
+        _native.why_not_cuda()
+        or refuse_dtype(x, (torch.float32, torch.bfloat16, torch.float16))
+        or refuse_blocks(x, blocks, training, refuse_native)
+        or refuse_transforms()
+    )
+
+
 def _why_not_triton(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
     return (
         triton_runtime.why_not(x)
@@ -417,6 +426,7 @@ CONV_STACK = Op(
     reference.conv_stack,
     CASES,
     impls=(
+        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, not_measured),
         Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),
         Impl(
             "triton",

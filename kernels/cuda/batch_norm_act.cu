@@ -1,13 +1,9 @@
 #include "batch_norm_act.h"
 
-#include "channel_walk.h"
-#include "vector.h"
+#include "channel_plan.h"
 
 namespace genimg::cuda {
 namespace {
-
-constexpr int64_t kMaxShares = 128;  // of a channel's values: partial results to read at the end
-constexpr int64_t kBlocksWanted = 1024;  // enough for every multiprocessor to have several
 
 __device__ __forceinline__ bool is_finite(float value) { return value - value == 0; }
 
@@ -35,24 +31,6 @@ struct Moments {
   }
 };
 
-// Of dz, and of dz (x - mean), per channel.
-template <int kSlots>
-struct Sums {
-  static constexpr int kNumbers = 2 * kSlots;
-  float dz[kSlots] = {}, dz_x[kSlots] = {};
-
-  __device__ __forceinline__ float number(int i) const {
-    return i < kSlots ? dz[i] : dz_x[i - kSlots];
-  }
-  __device__ __forceinline__ void merge(const float (&other)[kNumbers]) {
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      dz[s] += other[s];
-      dz_x[s] += other[kSlots + s];
-    }
-  }
-};
-
 // z = (x - mean) * scale + shift of the thread's channels.
 template <int kSlots>
 struct Affine {
@@ -73,16 +51,6 @@ struct Affine {
 __device__ __forceinline__ float activate(float z, float negative_slope) {
   const float scaled = negative_slope == 0 && z < 0 ? 0.0f : z * negative_slope;
   return z > 0 ? z : scaled;
-}
-
-// The channels of this block whose results a thread brings together at the end.
-template <typename Visit>
-__device__ __forceinline__ void over_channels_of_block(const WalkShape& shape, int per_column,
-                                                       Visit visit) {
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * shape.lanes * per_column;
-  const int64_t rest = shape.tensor.channels - first;
-  const int count = static_cast<int>(min(rest, static_cast<int64_t>(shape.lanes) * per_column));
-  for (int c = threadIdx.x; c < count; c += kThreads) visit(first + c);
 }
 
 template <typename T, bool kPixels, int kLanes>
@@ -282,66 +250,6 @@ __global__ void __launch_bounds__(kThreads)
     }
     store_vector(grad_x + dense, out);
   }
-}
-
-// Shares of a channel's values that are worth a block each.
-int64_t count_shares(int64_t steps, int64_t rows, int64_t groups) {
-  const int64_t useful = ceil_div(steps, rows * kUnroll);
-  const int64_t wanted = ceil_div(kBlocksWanted, groups);
-  const int64_t shares = useful < wanted ? useful : wanted;
-  return shares < 1 ? 1 : shares < kMaxShares ? shares : kMaxShares;
-}
-
-struct Plan {
-  WalkShape walk;
-  dim3 grid;
-};
-
-Plan plan_of(const BatchNormActShape& shape, int lanes_of_vector) {
-  const int64_t values = shape.batch * shape.plane;
-  Plan plan{{shape, 1, 0, 0, static_cast<double>(values)}, {}};
-  int64_t groups = shape.channels;
-  if (shape.pixels) {
-    plan.walk.line = static_cast<unsigned>(shape.channels / lanes_of_vector);
-    plan.walk.steps = static_cast<unsigned>(values);
-    while (plan.walk.lanes < 32 && plan.walk.lanes < static_cast<int>(plan.walk.line)) {
-      plan.walk.lanes *= 2;
-    }
-    groups = ceil_div(plan.walk.line, plan.walk.lanes);
-  } else {
-    plan.walk.line = static_cast<unsigned>(shape.plane / lanes_of_vector);
-    plan.walk.steps = static_cast<unsigned>(shape.batch * plan.walk.line);
-  }
-  const int64_t shares = count_shares(plan.walk.steps, kThreads / plan.walk.lanes, groups);
-  plan.grid = dim3(static_cast<unsigned>(groups), static_cast<unsigned>(shares));
-  return plan;
-}
-
-template <typename T, typename... P>
-bool fits_vectors(const BatchNormActShape& shape, P... pointers) {
-  constexpr int64_t kSize = Vector<T>::kSize;
-  const int64_t lengths = shape.pixels ? shape.channels | shape.pixel_stride
-                                       : shape.plane | shape.batch_stride | shape.channel_stride;
-  return lengths % kSize == 0 && are_aligned(pointers...);
-}
-
-// run(std::bool_constant<pixels>, std::integral_constant<int, lanes>, plan)
-template <typename T, typename Run, typename... P>
-cudaError_t choose_walk(const BatchNormActShape& shape, Run run, P... pointers) {
-  constexpr int kSize = Vector<T>::kSize;
-  if (shape.batch * shape.plane * shape.channels == 0) return cudaSuccess;
-  if (shape.batch * shape.plane >= kBatchNormActMaxValues ||
-      shape.channels >= kBatchNormActMaxChannels) {
-    return cudaErrorInvalidValue;
-  }
-  const bool vectors = fits_vectors<T>(shape, pointers...);
-  const Plan plan = plan_of(shape, vectors ? kSize : 1);
-  using True = std::true_type;
-  using False = std::false_type;
-  using Wide = std::integral_constant<int, kSize>;
-  using Narrow = std::integral_constant<int, 1>;
-  if (shape.pixels) return vectors ? run(True{}, Wide{}, plan) : run(True{}, Narrow{}, plan);
-  return vectors ? run(False{}, Wide{}, plan) : run(False{}, Narrow{}, plan);
 }
 
 }  // namespace

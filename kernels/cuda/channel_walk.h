@@ -104,4 +104,32 @@ __device__ inline bool is_last_block(unsigned* tickets) {
   return is_last;
 }
 
+// The channels of this block whose results a thread brings together at the end.
+template <typename Visit>
+__device__ __forceinline__ void over_channels_of_block(const WalkShape& shape, int per_column,
+                                                       Visit visit) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * shape.lanes * per_column;
+  const int64_t rest = shape.tensor.channels - first;
+  const int count = static_cast<int>(min(rest, static_cast<int64_t>(shape.lanes) * per_column));
+  for (int c = threadIdx.x; c < count; c += kThreads) visit(first + c);
+}
+
+// Of dz, and of dz (x - mean), per channel.
+template <int kSlots>
+struct Sums {
+  static constexpr int kNumbers = 2 * kSlots;
+  float dz[kSlots] = {}, dz_x[kSlots] = {};
+
+  __device__ __forceinline__ float number(int i) const {
+    return i < kSlots ? dz[i] : dz_x[i - kSlots];
+  }
+  __device__ __forceinline__ void merge(const float (&other)[kNumbers]) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      dz[s] += other[s];
+      dz_x[s] += other[kSlots + s];
+    }
+  }
+};
+
 }  // namespace genimg::cuda

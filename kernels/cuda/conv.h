@@ -23,6 +23,9 @@ struct ConvGeometry {
 
 enum class Activation { kNone, kLeakyRelu, kTanh, kSigmoid };
 
+// Whose statistics a norm takes: the batch's, or the running ones.
+enum class NormKind { kNone, kBatch, kRunning };
+
 // A batch norm, an array of a float a channel each: z = (y - mean) * scale + shift.
 struct ConvNorm {
   const float *mean = nullptr, *scale = nullptr, *shift = nullptr;
@@ -40,7 +43,7 @@ struct ConvStatistics {
 // wanted. From `slope` and `shift` the gradient goes on through the statistics of a batch:
 // dy = dz * scale + (y - mean) * slope + shift.
 struct ConvNormGrads {
-  enum Norm { kNone, kBatch, kRunning } norm = kNone;
+  NormKind norm = NormKind::kNone;
   const float *rstd = nullptr, *scale = nullptr;
   float *bias = nullptr, *gamma = nullptr, *beta = nullptr, *slope = nullptr, *shift = nullptr;
 };

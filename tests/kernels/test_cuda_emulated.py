@@ -115,6 +115,7 @@ def test_auto_passes_over_what_was_not_measured(op):
     rest = {
         "leaky_relu": (0.1, False),
         "batch_norm_act": (None,) * 8,
+        "conv_stack": ([], True),
         "reparam_kl": (x, None, True),
     }
     assert "measured" in impl.why_slower(x, *rest.get(op, ()))

@@ -141,11 +141,11 @@ genimg::cuda::ConvPrologue conv_prologue(int64_t kind, const void* y, const floa
       epilogue.gate_y = gate_y;                                                                    \
       epilogue.gate = {gate_mean, gate_scale, gate_shift};                                         \
       epilogue.gate_slope = gate_slope;                                                            \
-      epilogue.sums = {scratch,                                                                    \
-                       tickets,                                                                    \
-                       {eps, gamma, beta, first, second, third, fourth, fifth},                    \
-                       {static_cast<ConvNormGrads::Norm>(norm), rstd, gate_scale, first, second,   \
-                        third, fourth, fifth}};                                                    \
+      epilogue.sums = {                                                                            \
+          scratch,                                                                                 \
+          tickets,                                                                                 \
+          {eps, gamma, beta, first, second, third, fourth, fifth},                                 \
+          {static_cast<NormKind>(norm), rstd, gate_scale, first, second, third, fourth, fifth}};   \
       return launch_conv_##direction(                                                              \
           conv_geometry(geometry), from, weight, to,                                               \
           conv_prologue(kind, y, mean, scale, shift, slope, negative_slope), epilogue,             \
