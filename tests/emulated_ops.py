@@ -62,7 +62,7 @@ def _ops_of_the_glue() -> Iterator[None]:
 def run(function: Callable[..., Any], args: Sequence[Any], schedule: Schedule) -> Any:
     """``function(*args)``, whose ops of torch.ops.genimg are the glue's, on tensors of the CPU."""
     library = _glue()
-    _register(library, [x for x in args if isinstance(x, Tensor) and x.numel() > 0])
+    _register(library, [x for x in _tensors(args) if x.numel() > 0])
     emulator.set_schedule(library, schedule)
     library.glue_begin()
     try:
@@ -77,28 +77,47 @@ def run(function: Callable[..., Any], args: Sequence[Any], schedule: Schedule) -
         library.glue_end()
 
 
-def _under_every_schedule(function: Callable[..., Any]) -> Callable[..., Any]:
-    def under_every_schedule(*args: Any) -> Any:
-        first, *others = emulator.schedules()
+def _under_every(schedules: Sequence[Schedule], function: Callable[..., Any]) -> Callable[..., Any]:
+    def under_every(*args: Any) -> Any:
+        first, *others = schedules
         outputs = run(function, args, first)
-        expected = outputs if isinstance(outputs, tuple) else (outputs,)
+        expected = list(_tensors(outputs))
         for schedule in others:
-            again = run(function, args, schedule)
-            again = again if isinstance(again, tuple) else (again,)
+            again = _tensors(run(function, args, schedule))
             for x, y in zip(again, expected, strict=True):
                 assert_same_bits(x, y, f"{function.__name__} under {schedule}")
         return outputs
 
-    return under_every_schedule
+    return under_every
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
 
 
 @contextmanager
 def emulated(op: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """``backend="cuda"`` of an op takes CPU tensors, by its own ``why_not``, to the emulator."""
+    """``backend="cuda"`` of an op takes CPU tensors, by its own ``why_not``, to the emulator.
+
+    After its first backward one schedule is enough: what follows are draws of other data.
+    """
     entry = OPS[op]
     impl = entry.by_backend["cuda"]
-    fwd, bwd = _under_every_schedule(impl.fwd), _under_every_schedule(impl.bwd)
+    schedules = list(emulator.schedules())
+    fwd, bwd = _under_every(schedules, impl.fwd), _under_every(schedules, impl.bwd)
+
+    def first_bwd(*args: Any) -> Any:
+        grads = bwd(*args)
+        del schedules[:-1]
+        return grads
+
     with monkeypatch.context() as patch:
-        patch.setitem(entry.by_backend, "cuda", replace(impl, devices=("cpu",), fwd=fwd, bwd=bwd))
+        patch.setitem(
+            entry.by_backend, "cuda", replace(impl, devices=("cpu",), fwd=fwd, bwd=first_bwd)
+        )
         patch.setattr(_native, "_why_not_cuda", None)
         yield

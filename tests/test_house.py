@@ -25,6 +25,7 @@ MAY_IMPORT_GENIMG_ITSELF = ("__main__", "cli", "info")
 GLUE_OF_SEVERAL = {
     "contraction",
     "conv_block",
+    "conv_stack_cuda",
     "convolution",
     "convolution_cuda",
     "memory_format",
@@ -162,7 +163,7 @@ def test_every_kernel_has_its_header(folder, source):
 def test_names_carry_their_stem():
     wrong = []
     for path in under("kernels/cuda/", ".h", ".cu"):
-        for found in re.findall(r"\blaunch_(\w+)", text(path)):
+        for found in re.findall(r"\bcudaError_t launch_(\w+)", text(path)):
             if not found.startswith(path.stem):
                 wrong.append(f"{name(path)}: launch_{found}")
     for path in under("csrc/", ".cpp"):
