@@ -1,5 +1,7 @@
 // The convolutions on a GPU: memory from torch's allocator, the current stream, no synchronisation.
 #ifdef GENIMG_WITH_CUDA
+#include "convolution_cuda.h"
+
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -18,15 +20,12 @@ namespace genimg {
 
 using at::MemoryFormat;
 
-namespace {
-
-at::Tensor as_pixels(const at::Tensor& x) { return x.contiguous(MemoryFormat::ChannelsLast); }
-
-at::Tensor empty_pixels(at::IntArrayRef sizes, const at::Tensor& like) {
+at::Tensor empty_cuda_pixels(at::IntArrayRef sizes, const at::Tensor& like) {
   return at::empty(sizes, like.options(), MemoryFormat::ChannelsLast);
 }
 
-cuda::ConvGeometry narrowed(const char* op, const cpu::ConvGeometry& g, at::IntArrayRef stride) {
+cuda::ConvGeometry cuda_geometry(const char* op, const cpu::ConvGeometry& g,
+                                 at::IntArrayRef stride) {
   const auto small = [=](int64_t size) {
     TORCH_CHECK(size <= std::numeric_limits<int>::max(), op, ": a size of ", size,
                 " is not served");
@@ -37,6 +36,8 @@ cuda::ConvGeometry narrowed(const char* op, const cpu::ConvGeometry& g, at::IntA
           small(g.kernel_w), small(stride[0]), small(stride[1]), small(g.pad_h),
           small(g.pad_w)};
 }
+
+namespace {
 
 // fprop where `to_small`, else dgrad.
 void contract(const char* op, bool to_small, const cuda::ConvGeometry& geometry,
@@ -75,12 +76,12 @@ at::Tensor Convolution::forward_cuda(const at::Tensor& x, const at::Tensor& weig
                                      const std::optional<at::Tensor>& bias) const {
   check(x, weight, bias ? &*bias : nullptr);
   const c10::cuda::CUDAGuard guard(x.device());
-  at::Tensor y = empty_pixels(
+  at::Tensor y = empty_cuda_pixels(
       {x.size(0), weight.size(transposed ? 1 : 0), out_size(x, weight, 2), out_size(x, weight, 3)},
       x);
   const at::Tensor floats = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
-  contract(op, !transposed, narrowed(op, geometry(x, y, weight), stride), as_pixels(x),
-           as_pixels(weight), floats, y);
+  contract(op, !transposed, cuda_geometry(op, geometry(x, y, weight), stride), cuda_pixels(x),
+           cuda_pixels(weight), floats, y);
   return y.contiguous(output_format(x.suggest_memory_format(), weight));
 }
 
@@ -93,18 +94,18 @@ std::tuple<at::Tensor, at::Tensor> Convolution::backward_cuda(const at::Tensor& 
   check_same_device(op, "x", x, "grad_y", grad_y);
   check_same_dtype(op, "x", x, "grad_y", grad_y);
   const c10::cuda::CUDAGuard guard(x.device());
-  const at::Tensor grads = as_pixels(grad_y);
-  const cuda::ConvGeometry g = narrowed(op, geometry(x, grads, weight), stride);
+  const at::Tensor grads = cuda_pixels(grad_y);
+  const cuda::ConvGeometry g = cuda_geometry(op, geometry(x, grads, weight), stride);
   const MemoryFormat format = output_format(x.suggest_memory_format(), weight);
   at::Tensor grad_x = at::empty({0}, x.options()), grad_weight = at::empty({0}, weight.options());
   if (needs_x) {
-    grad_x = empty_pixels(x.sizes(), x);
-    contract(op, transposed, g, grads, as_pixels(weight), at::Tensor(), grad_x);
+    grad_x = empty_cuda_pixels(x.sizes(), x);
+    contract(op, transposed, g, grads, cuda_pixels(weight), at::Tensor(), grad_x);
     grad_x = grad_x.contiguous(format);
   }
   if (needs_weight) {
     grad_weight = at::empty(weight.sizes(), weight.options(), format);
-    const at::Tensor pixels = as_pixels(x);
+    const at::Tensor pixels = cuda_pixels(x);
     contract_weight(op, g, transposed ? pixels : grads, transposed ? grads : pixels, grad_weight,
                     format != MemoryFormat::ChannelsLast);
   }

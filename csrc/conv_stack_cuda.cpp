@@ -1,0 +1,254 @@
+// conv_stack on a GPU: memory from torch's allocator, the current stream, no synchronisation. The
+// sequence of launches is kernels/cuda/conv_stack.cu's.
+#ifdef GENIMG_WITH_CUDA
+#include <ATen/core/List.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "../kernels/cuda/conv_stack.h"
+#include "checks.h"
+#include "conv_block.h"
+#include "convolution_cuda.h"
+#include "dispatch.h"
+
+namespace genimg {
+namespace {
+
+using Parameters = c10::List<std::optional<at::Tensor>>;
+
+const at::Tensor* given(const std::optional<at::Tensor>& tensor) {
+  return tensor ? &*tensor : nullptr;
+}
+
+// The blocks as the kernels take them, and what their pointers point to.
+class Stack {
+ public:
+  Stack(const char* op, const at::Tensor& x, const Parameters& parameters, at::IntArrayRef options,
+        at::ArrayRef<double> numbers, bool training)
+      : op_(op), parsed(read_blocks(op, parameters, options, numbers)), blocks(parsed.size()) {
+    std::vector<int64_t> shape = x.sizes().vec();
+    for (size_t b = 0; b < parsed.size(); ++b) {
+      const ConvBlock& from = parsed[b];
+      const Convolution convolution = from.convolution();
+      const at::Tensor image = of_shape(x, shape);
+      convolution.check(image, from.weight, given(from.bias));
+      shape = {shape[0], from.weight.size(from.transposed ? 1 : 0),
+               convolution.out_size(image, from.weight, 2),
+               convolution.out_size(image, from.weight, 3)};
+      const at::Tensor output = of_shape(x, shape);
+      cuda::ConvStackBlock& block = blocks[b];
+      block = {};
+      block.geometry =
+          cuda_geometry(op, convolution.geometry(image, output, from.weight), convolution.stride);
+      block.transposed = from.transposed;
+      if (from.has_norm()) {
+        const bool batch = from.takes_statistics(training);
+        block.norm = batch ? cuda::NormKind::kBatch : cuda::NormKind::kRunning;
+        TORCH_CHECK(batch || (from.running_mean && from.running_var), op, ": block ", b,
+                    ": expected running statistics outside training");
+      }
+      block.activation = static_cast<cuda::Activation>(from.activation);
+      block.eps = static_cast<float>(from.eps);
+      block.negative_slope = static_cast<float>(from.negative_slope);
+      block.weight = hold(cuda_pixels(from.weight)).const_data_ptr();
+      block.bias = floats("bias", from.bias, x);
+      block.gamma = floats("gamma", from.gamma, x);
+      block.beta = floats("beta", from.beta, x);
+      block.running_mean = floats("running mean", from.running_mean, x);
+      block.running_var = floats("running variance", from.running_var, x);
+      shapes.push_back(shape);
+      formats.push_back(
+          output_format(b == 0 ? x.suggest_memory_format() : formats.back(), from.weight));
+      block.by_channel = formats.back() != at::MemoryFormat::ChannelsLast;
+    }
+  }
+
+  cuda::ConvStack view() const { return {blocks.data(), static_cast<int>(blocks.size())}; }
+
+  const at::Tensor& hold(at::Tensor tensor) {
+    held_.push_back(std::move(tensor));
+    return held_.back();
+  }
+
+  // Of a float a channel.
+  float* channels(size_t b, at::Tensor& tensor, const at::Tensor& like) const {
+    tensor = at::empty({shapes[b][1]}, like.options().dtype(at::kFloat));
+    return tensor.mutable_data_ptr<float>();
+  }
+
+ private:
+  // For checks and sizes: an image without memory of its own.
+  static at::Tensor of_shape(const at::Tensor& like, at::IntArrayRef shape) {
+    TORCH_CHECK(like.numel() > 0, "expected no empty tensor, but got ", like.sizes());
+    return like.as_strided(shape, std::vector<int64_t>(shape.size(), 0));
+  }
+
+  const float* floats(const char* name, const std::optional<at::Tensor>& parameter,
+                      const at::Tensor& x) {
+    if (!parameter) return nullptr;
+    check_same_device(op_, "x", x, name, *parameter);
+    return hold(parameter->to(at::kFloat).contiguous()).const_data_ptr<float>();
+  }
+
+  const char* op_;
+  std::vector<at::Tensor> held_;
+
+ public:
+  const std::vector<ConvBlock> parsed;
+  std::vector<cuda::ConvStackBlock> blocks;
+  std::vector<std::vector<int64_t>> shapes;  // of every block's output
+  std::vector<at::MemoryFormat> formats;     // the same, as PyTorch passes it on
+};
+
+// Memory for the time of the launches.
+struct Room {
+  Room(const cuda::ConvStackRoom& room, const at::Tensor& like)
+      : bytes(at::empty({room.bytes}, like.options().dtype(at::kByte))),
+        tickets(at::zeros({room.tickets}, like.options().dtype(at::kInt))) {}
+
+  void* bytes_ptr() const { return bytes.mutable_data_ptr(); }
+  unsigned* tickets_ptr() const { return static_cast<unsigned*>(tickets.mutable_data_ptr()); }
+
+  const at::Tensor bytes, tickets;
+};
+
+using Tensors = std::vector<at::Tensor>;
+
+std::tuple<at::Tensor, Tensors> conv_stack_fwd_cuda(const at::Tensor& x,
+                                                    const Parameters& parameters,
+                                                    at::IntArrayRef options,
+                                                    at::ArrayRef<double> numbers, bool training,
+                                                    bool keep) {
+  const char* op = "conv_stack_fwd";
+  const c10::cuda::CUDAGuard guard(x.device());
+  Stack stack(op, x, parameters, options, numbers, training);
+  const size_t count = stack.blocks.size();
+  // Empty where a block has none: raw outputs, means, rstds, variances.
+  Tensors kept(4 * count);
+  for (size_t b = 0; b < count; ++b) {
+    cuda::ConvStackBlock& block = stack.blocks[b];
+    const bool norm = block.norm != cuda::NormKind::kNone;
+    if (keep && (norm || b + 1 < count)) {
+      kept[b] = empty_cuda_pixels(stack.shapes[b], x);
+      block.raw = kept[b].mutable_data_ptr();
+    }
+    if (norm) {
+      block.mean = stack.channels(b, kept[count + b], x);
+      block.rstd = stack.channels(b, kept[2 * count + b], x);
+    }
+    if (block.norm == cuda::NormKind::kBatch) {
+      block.var = stack.channels(b, kept[3 * count + b], x);
+    }
+  }
+  at::Tensor y = empty_cuda_pixels(stack.shapes.back(), x);
+  const at::Tensor pixels = cuda_pixels(x);
+  for_cuda_dtype(op, x.scalar_type(), [&]<typename T>(T) {
+    const Room room(cuda::conv_stack_fwd_room<T>(stack.view()), x);
+    C10_CUDA_CHECK(
+        cuda::launch_conv_stack_fwd<T>(stack.view(), static_cast<const T*>(pixels.const_data_ptr()),
+                                       static_cast<T*>(y.mutable_data_ptr()), room.bytes_ptr(),
+                                       room.tickets_ptr(), c10::cuda::getCurrentCUDAStream()));
+  });
+  for (at::Tensor& tensor : kept) {
+    if (!tensor.defined()) tensor = at::empty({0}, x.options());
+  }
+  return {y.contiguous(stack.formats.back()), kept};
+}
+
+// In `needs`, a block's weight and its other parameters.
+constexpr int64_t kNeedsWeight = 1;
+
+std::tuple<at::Tensor, Tensors> conv_stack_bwd_cuda(const at::Tensor& grad_y, const at::Tensor& x,
+                                                    const std::optional<at::Tensor>& y,
+                                                    const Parameters& parameters,
+                                                    const Tensors& kept, at::IntArrayRef options,
+                                                    at::ArrayRef<double> numbers, bool training,
+                                                    bool needs_x, at::IntArrayRef needs) {
+  const char* op = "conv_stack_bwd";
+  const c10::cuda::CUDAGuard guard(x.device());
+  Stack stack(op, x, parameters, options, numbers, training);
+  const size_t count = stack.blocks.size();
+  TORCH_CHECK(kept.size() == 4 * count && needs.size() == count, op,
+              ": expected what conv_stack_fwd keeps, and what is needed, of ", count, " blocks");
+  const auto check_image = [&](const char* name, const at::Tensor& image, size_t b) {
+    check_same_device(op, "x", x, name, image);
+    check_same_dtype(op, "x", x, name, image);
+    TORCH_CHECK(image.sizes() == stack.shapes[b], op, ": expected ", name, " of shape ",
+                at::IntArrayRef(stack.shapes[b]), ", but got ", image.sizes());
+  };
+  const auto statistic = [&](const at::Tensor& tensor, size_t b) {
+    check_same_device(op, "x", x, "a statistic", tensor);
+    TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.numel() == stack.shapes[b][1], op,
+                ": expected a statistic of ", stack.shapes[b][1], " floats, but got ",
+                tensor.sizes());
+    // Read alone: the struct serves the forward, too.
+    return const_cast<float*>(stack.hold(tensor.contiguous()).const_data_ptr<float>());
+  };
+  check_image("grad_y", grad_y, count - 1);
+  const cuda::ConvStackBlock& last = stack.blocks.back();
+  const bool normed = last.norm != cuda::NormKind::kNone;
+  TORCH_CHECK(y || last.activation == cuda::Activation::kNone ||
+                  (normed && last.activation == cuda::Activation::kLeakyRelu),
+              op, ": expected the output, which the last activation's gradient is made of");
+  if (y) check_image("y", *y, count - 1);
+
+  size_t lowest = 0;
+  while (!needs_x && lowest < count && needs[lowest] == 0) ++lowest;
+  Tensors grads(4 * count);
+  for (size_t b = 0; b < count; ++b) {
+    cuda::ConvStackBlock& block = stack.blocks[b];
+    const bool norm = block.norm != cuda::NormKind::kNone;
+    if (norm || b + 1 < count) {
+      check_image("what was kept", kept[b], b);
+      block.raw = const_cast<void*>(stack.hold(cuda_pixels(kept[b])).const_data_ptr());
+    }
+    if (norm) {
+      block.mean = statistic(kept[count + b], b);
+      block.rstd = statistic(kept[2 * count + b], b);
+    }
+    if (needs[b] & kNeedsWeight) {
+      const at::Tensor& weight = stack.parsed[b].weight;
+      grads[4 * b] = at::empty(weight.sizes(), weight.options(), stack.formats[b]);
+      block.grad_weight = grads[4 * b].mutable_data_ptr();
+    }
+    if (b < lowest) continue;
+    if (block.bias != nullptr) block.grad_bias = stack.channels(b, grads[4 * b + 1], x);
+    if (norm) {
+      block.grad_gamma = stack.channels(b, grads[4 * b + 2], x);
+      block.grad_beta = stack.channels(b, grads[4 * b + 3], x);
+    }
+  }
+  at::Tensor grad_x;
+  if (needs_x) grad_x = empty_cuda_pixels(x.sizes(), x);
+  const at::Tensor grad_pixels = cuda_pixels(grad_y), pixels = cuda_pixels(x);
+  const at::Tensor outputs = y ? cuda_pixels(*y) : at::Tensor();
+  for_cuda_dtype(op, x.scalar_type(), [&]<typename T>(T) {
+    const Room room(cuda::conv_stack_bwd_room<T>(stack.view(), needs_x), x);
+    C10_CUDA_CHECK(cuda::launch_conv_stack_bwd<T>(
+        stack.view(), static_cast<const T*>(grad_pixels.const_data_ptr()),
+        static_cast<const T*>(pixels.const_data_ptr()),
+        y ? static_cast<const T*>(outputs.const_data_ptr()) : nullptr,
+        needs_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr, room.bytes_ptr(),
+        room.tickets_ptr(), c10::cuda::getCurrentCUDAStream()));
+  });
+  for (at::Tensor& grad : grads) {
+    if (!grad.defined()) grad = at::empty({0}, x.options());
+  }
+  return {needs_x ? grad_x.contiguous(stack.formats[0]) : at::empty({0}, x.options()), grads};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(genimg, CUDA, m) {
+  m.impl("conv_stack_fwd", conv_stack_fwd_cuda);
+  m.impl("conv_stack_bwd", conv_stack_bwd_cuda);
+}
+
+}  // namespace genimg
+#endif

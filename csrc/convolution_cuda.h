@@ -1,0 +1,25 @@
+// What the glue of the CUDA convolutions shares.
+#pragma once
+
+#ifdef GENIMG_WITH_CUDA
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "../kernels/cpu/conv.h"
+#include "../kernels/cuda/conv.h"
+
+namespace genimg {
+
+// The geometry in the kernels' narrower numbers.
+cuda::ConvGeometry cuda_geometry(const char* op, const cpu::ConvGeometry& geometry,
+                                 at::IntArrayRef stride);
+
+// torch's own copies: in_format's are the CPU's.
+inline at::Tensor cuda_pixels(const at::Tensor& x) {
+  return x.contiguous(at::MemoryFormat::ChannelsLast);
+}
+at::Tensor empty_cuda_pixels(at::IntArrayRef sizes, const at::Tensor& like);
+
+}  // namespace genimg
+#endif
