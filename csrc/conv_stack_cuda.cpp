@@ -48,10 +48,8 @@ class Stack {
           cuda_geometry(op, convolution.geometry(image, output, from.weight), convolution.stride);
       block.transposed = from.transposed;
       if (from.has_norm()) {
-        const bool batch = from.takes_statistics(training);
-        block.norm = batch ? cuda::NormKind::kBatch : cuda::NormKind::kRunning;
-        TORCH_CHECK(batch || (from.running_mean && from.running_var), op, ": block ", b,
-                    ": expected running statistics outside training");
+        block.norm =
+            from.takes_statistics(training) ? cuda::NormKind::kBatch : cuda::NormKind::kRunning;
       }
       block.activation = static_cast<cuda::Activation>(from.activation);
       block.eps = static_cast<float>(from.eps);
@@ -134,6 +132,8 @@ std::tuple<at::Tensor, Tensors> conv_stack_fwd_cuda(const at::Tensor& x,
   for (size_t b = 0; b < count; ++b) {
     cuda::ConvStackBlock& block = stack.blocks[b];
     const bool norm = block.norm != cuda::NormKind::kNone;
+    TORCH_CHECK(block.norm != cuda::NormKind::kRunning || (block.running_mean && block.running_var),
+                op, ": block ", b, ": expected running statistics outside training");
     if (keep && (norm || b + 1 < count)) {
       kept[b] = empty_cuda_pixels(stack.shapes[b], x);
       block.raw = kept[b].mutable_data_ptr();
