@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.lines import (
     COLUMNS_OF_PIXELS,
     COLUMNS_OF_PLANES,
@@ -384,16 +385,16 @@ def batch_norm_act_fwd(
             number = split.parts
             parts = x.new_empty(4, number, channels, dtype=torch.float32)
             sizes = (channels, split.lines, layout.columns, *split.strides, split.tiles, number)
-            _batch_norm_act_moments_kernel[(split.programs,)](
+            launch(_batch_norm_act_moments_kernel, (split.programs,))(
                 x, parts, *sizes, **block, num_warps=NUM_WARPS
             )
         tensors = (parts, running_mean, running_var, mean, rstd, var)
         sizes = (channels, number, x.numel() // channels, eps)
-        _batch_norm_act_statistics_kernel[(triton.cdiv(channels, BLOCK_C),)](
+        launch(_batch_norm_act_statistics_kernel, (triton.cdiv(channels, BLOCK_C),))(
             *tensors, *sizes, TRAINING=training, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C
         )
         sizes = (channels, layout.lines, layout.columns, *layout.strides, *layout.dense_strides)
-        _batch_norm_act_fwd_kernel[grid_of(layout, block)](
+        launch(_batch_norm_act_fwd_kernel, grid_of(layout, block))(
             x, y, mean, rstd, weight, bias, *sizes, negative_slope, **block, num_warps=NUM_WARPS
         )
     return y, mean, rstd, var
@@ -427,18 +428,18 @@ def batch_norm_act_bwd(
     with on_device_of(x):
         sizes = (channels, split.lines, layout.columns, *split.dense_strides, *split.strides)
         sizes = (*sizes, split.tiles, split.parts, negative_slope)
-        _batch_norm_act_sums_kernel[(split.programs,)](
+        launch(_batch_norm_act_sums_kernel, (split.programs,))(
             grad_y, x, *parameters, parts, *sizes, **block, num_warps=NUM_WARPS
         )
         tensors = (parts, rstd, weight, grad_weight, grad_bias, slope, offset)
         sizes = (channels, split.parts, x.numel() // channels)
-        _batch_norm_act_grads_kernel[(triton.cdiv(channels, BLOCK_C),)](
+        launch(_batch_norm_act_grads_kernel, (triton.cdiv(channels, BLOCK_C),))(
             *tensors, *sizes, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C
         )
         if needs_grad_x:
             tensors = (grad_y, x, grad_x, *parameters, slope, offset)
             sizes = (channels, layout.lines, layout.columns, *layout.strides, *layout.dense_strides)
-            _batch_norm_act_bwd_kernel[grid_of(layout, block)](
+            launch(_batch_norm_act_bwd_kernel, grid_of(layout, block))(
                 *tensors, *sizes, negative_slope, **block, num_warps=NUM_WARPS
             )
     return grad_x, grad_weight, grad_bias

@@ -24,6 +24,7 @@ from genimg.kernels.triton.geometry import (
     phases,
     precision,
 )
+from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.offline import Compile
 from genimg.kernels.triton.prologue import ReadImage, read_tile
 from genimg.kernels.triton.runtime import on_device_of
@@ -193,7 +194,7 @@ def dgrad(
     rows = triton.cdiv(pixels, tile.m) * g.stride[0] * g.stride[1]
     partial = epilogue.partials(rows, g.large_channels, out)
     with on_device_of(out):
-        _conv_dgrad_kernel[(rows * triton.cdiv(g.large_channels, tile.n),)](
+        launch(_conv_dgrad_kernel, (rows * triton.cdiv(g.large_channels, tile.n),))(
             image.x,
             image.y,
             image.coef,

@@ -22,6 +22,7 @@ from genimg.kernels.triton.geometry import (
     empty_pixels,
     precision,
 )
+from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.offline import Compile
 from genimg.kernels.triton.prologue import ReadImage, read_tile
 from genimg.kernels.triton.runtime import on_device_of
@@ -240,7 +241,7 @@ def dgrad_few(image: ReadImage, weight: Tensor, geometry: Geometry, epilogue: Ep
     phase_size = g.phase_size
     pixels = g.batch * phase_size[0] * phase_size[1]
     with on_device_of(out):
-        _conv_dgrad_few_kernel[(triton.cdiv(pixels, tile.m),)](
+        launch(_conv_dgrad_few_kernel, (triton.cdiv(pixels, tile.m),))(
             image.x,
             image.y,
             image.coef,

@@ -16,6 +16,7 @@ from torch import Tensor
 from genimg.kernels.triton import configs, contraction
 from genimg.kernels.triton.epilogue import Epilogue, write_tile
 from genimg.kernels.triton.geometry import FEW_CHANNELS, Geometry, empty_pixels, precision
+from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.offline import Compile
 from genimg.kernels.triton.prologue import ReadImage, read_tile
 from genimg.kernels.triton.runtime import on_device_of
@@ -153,7 +154,7 @@ def fprop(
     rows = triton.cdiv(g.small_pixels, tile.m)
     partial = epilogue.partials(rows, g.small_channels, out)
     with on_device_of(out):
-        _conv_fprop_kernel[(rows * triton.cdiv(g.small_channels, tile.n),)](
+        launch(_conv_fprop_kernel, (rows * triton.cdiv(g.small_channels, tile.n),))(
             image.x,
             image.y,
             image.coef,

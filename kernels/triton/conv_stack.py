@@ -33,6 +33,7 @@ from genimg.kernels.triton.epilogue import (
     write_tile,
 )
 from genimg.kernels.triton.geometry import as_pixels
+from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.offline import Compile, signature_of
 from genimg.kernels.triton.prologue import AFFINE_LEAKY, TWO_TENSOR, ReadImage, affine, read_tile
 from genimg.kernels.triton.runtime import on_device_of
@@ -203,7 +204,7 @@ def _activated(block: Block, raw: Tensor, norm: moments.Norm) -> Tensor:
     tile = _tile(y.shape[1])
     grid = (triton.cdiv(_count(y), tile["BLOCK_M"]), triton.cdiv(y.shape[1], tile["BLOCK_N"]))
     with on_device_of(y):
-        _conv_stack_fwd_kernel[grid](
+        launch(_conv_stack_fwd_kernel, grid)(
             raw,
             norm.coef,
             y,
@@ -298,7 +299,7 @@ class _Backward:
         rows = triton.cdiv(_count(dz), tile["BLOCK_M"])
         partial = torch.empty(SUMS, rows, channels, dtype=torch.float32, device=dz.device)
         with on_device_of(dz):
-            _conv_stack_bwd_kernel[(rows, triton.cdiv(channels, tile["BLOCK_N"]))](
+            launch(_conv_stack_bwd_kernel, (rows, triton.cdiv(channels, tile["BLOCK_N"])))(
                 grad_y,
                 y,
                 dz,

@@ -17,6 +17,7 @@ from torch import Tensor
 from genimg.kernels.triton import configs
 from genimg.kernels.triton.contraction import K4S2P1
 from genimg.kernels.triton.geometry import FEW_CHANNELS, Geometry, precision
+from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.offline import Compile, signature_of
 from genimg.kernels.triton.prologue import ReadImage, read_tile
 from genimg.kernels.triton.runtime import on_device_of
@@ -189,7 +190,7 @@ def wgrad(
     )
     row_stride, tap_stride, channel_stride = part.stride()[1:] if part is not out else _strides(out)
     with on_device_of(out):
-        _conv_wgrad_kernel[(blocks * splits,)](
+        launch(_conv_wgrad_kernel, (blocks * splits,))(
             small.x,
             small.y,
             small.coef,
@@ -220,7 +221,7 @@ def wgrad(
         )
         if part is not out:
             row_stride, tap_stride, channel_stride = _strides(out)
-            _conv_wgrad_sum_kernel[(triton.cdiv(out.numel(), configs.SUM_BLOCK),)](
+            launch(_conv_wgrad_sum_kernel, (triton.cdiv(out.numel(), configs.SUM_BLOCK),))(
                 part,
                 out,
                 out.numel(),

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.offline import Compile, signature_of
 from genimg.kernels.triton.runtime import in_order_of, on_device_of
 
@@ -43,7 +44,7 @@ def leaky_relu_fwd(x: Tensor, negative_slope: float) -> Tensor:
     n = x.numel()
     if n:
         with on_device_of(x):
-            _leaky_relu_fwd_kernel[(triton.cdiv(n, BLOCK),)](
+            launch(_leaky_relu_fwd_kernel, (triton.cdiv(n, BLOCK),))(
                 in_order_of(y, x), y, n, negative_slope, BLOCK=BLOCK, num_warps=NUM_WARPS
             )
     return y
@@ -55,7 +56,7 @@ def leaky_relu_bwd(grad_y: Tensor, x: Tensor, negative_slope: float) -> Tensor:
     n = x.numel()
     if n:
         with on_device_of(x):
-            _leaky_relu_bwd_kernel[(triton.cdiv(n, BLOCK),)](
+            launch(_leaky_relu_bwd_kernel, (triton.cdiv(n, BLOCK),))(
                 in_order_of(grad_x, grad_y),
                 in_order_of(grad_x, x),
                 grad_x,

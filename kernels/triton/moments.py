@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from genimg.kernels.triton.epilogue import MOMENTS
+from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.offline import Compile, signature_of
 from genimg.kernels.triton.runtime import on_device_of
 
@@ -281,7 +282,7 @@ def _grouped(partial: Tensor, channels: int) -> Tensor:
         return partial
     groups = triton.cdiv(rows, GROUP)
     out = _floats(partial, planes, groups, channels)
-    _moments_group_kernel[(groups, *_grid(channels))](
+    launch(_moments_group_kernel, (groups, *_grid(channels)))(
         partial,
         out,
         rows,
@@ -312,7 +313,7 @@ def statistics(
         partial = _grouped(partial, channels)
         coef = _floats(partial, 4, channels)
         mean, rstd, var = (_floats(partial, channels) for _ in range(3))
-        _moments_statistics_kernel[_grid(channels)](
+        launch(_moments_statistics_kernel, _grid(channels))(
             partial,
             *_dense(gamma, beta),
             coef,
@@ -363,7 +364,7 @@ def _affine(
 ) -> None:
     channels = mean.numel()
     with on_device_of(coef):
-        _moments_affine_kernel[(triton.cdiv(channels, AFFINE_CHANNELS),)](
+        launch(_moments_affine_kernel, (triton.cdiv(channels, AFFINE_CHANNELS),))(
             mean,
             rstd,
             *_dense(running_mean, running_var, gamma, beta),
@@ -385,7 +386,7 @@ def norm_grads(
         partial = _grouped(partial, channels)
         coef = _floats(partial, 4, channels)
         bias, gamma, beta = (_floats(partial, channels) for _ in range(3))
-        _moments_grads_kernel[_grid(channels)](
+        launch(_moments_grads_kernel, _grid(channels))(
             partial,
             forward,
             rstd,
@@ -408,7 +409,7 @@ def bias_grad(partial: Tensor, channels: int) -> Tensor:
     with on_device_of(partial):
         partial = _grouped(partial, channels)
         bias = _floats(partial, channels)
-        _moments_bias_kernel[_grid(channels)](
+        launch(_moments_bias_kernel, _grid(channels))(
             partial, bias, partial.shape[1], channels, num_warps=NUM_WARPS, **_BLOCKS
         )
     return bias

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from genimg.kernels.triton.elementary import exp, expm1, expm1_minus_x
+from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.offline import Compile, signature_of
 from genimg.kernels.triton.philox import philox_normal
 from genimg.kernels.triton.runtime import in_order_of, on_device_of, width_for
@@ -152,7 +153,7 @@ def reparam_kl_fwd(mu: Tensor, logvar: Tensor, seed: Tensor) -> tuple[Tensor, Te
     rows, _, parts = sizes
     sums = kl if parts == 1 else mu.new_empty(parts, rows, dtype=torch.float32)
     with on_device_of(mu):
-        _reparam_kl_fwd_kernel[(programs,)](
+        launch(_reparam_kl_fwd_kernel, (programs,))(
             mu.contiguous(),
             logvar.contiguous(),
             seed,
@@ -163,7 +164,7 @@ def reparam_kl_fwd(mu: Tensor, logvar: Tensor, seed: Tensor) -> tuple[Tensor, Te
             num_warps=NUM_WARPS,
         )
         if parts > 1:
-            _reparam_kl_sum_kernel[(triton.cdiv(rows, BLOCK_N),)](
+            launch(_reparam_kl_sum_kernel, (triton.cdiv(rows, BLOCK_N),))(
                 sums, kl, rows, parts, BLOCK_P=BLOCK_P, BLOCK_N=BLOCK_N
             )
     return in_order_of(torch.empty_like(mu), z), kl
@@ -178,7 +179,7 @@ def reparam_kl_bwd(
     if mu.numel():
         sizes, constants, programs = _sizes(mu)
         with on_device_of(mu):
-            _reparam_kl_bwd_kernel[(programs,)](
+            launch(_reparam_kl_bwd_kernel, (programs,))(
                 grad_z.contiguous(),
                 grad_kl.contiguous(),
                 mu.contiguous(),

@@ -1,0 +1,93 @@
+"""Launches, past Triton's binder where a kernel was launched with such arguments before.
+
+Triton sorts all arguments anew at every call to find out which compiled kernel they need. Here that
+kernel is kept by what it depends on, and more: the value of every argument that is no tensor, so
+that no rule for integers is repeated; of a tensor its dtype, and whether its address divides by 16;
+and the device. It is launched by its own ``[grid]``, which takes the current stream and tells
+Triton's launch hooks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton import knobs
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+
+from genimg.kernels.triton.runtime import INTERPRETED, VERSION
+
+_TRITONS = ((3, 6), (3, 7))
+"""What another Triton's binder looks at, and how it takes arguments, has not been read."""
+_PLAIN = (int, float, bool, str, type(None))
+_MOST = 4096
+"""Kept at once; sizes that never come back are then forgotten."""
+
+_kept: dict[tuple[Any, ...], tuple[CompiledKernel, tuple[Any, ...]]] = {}
+
+
+def _keeps() -> bool:
+    if INTERPRETED or VERSION is None or torch.version.hip is not None:
+        return False
+    return tuple(int(part) for part in VERSION.split(".")[:2]) in _TRITONS
+
+
+_KEEPS = _keeps()
+
+
+def _is_watched(kernel: Any) -> bool:
+    """Whether Triton is told to do more than to launch, or to compile otherwise."""
+    runtime = knobs.runtime
+    return bool(
+        kernel.pre_run_hooks
+        or runtime.debug
+        or runtime.add_stages_inspection_hook is not None
+        or knobs.compilation.instrumentation_mode
+    )
+
+
+def _key(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> tuple[Any, ...]:
+    values = tuple(constants.values())
+    return (
+        kernel.fn,
+        driver.active.get_current_device(),
+        tuple([(a.dtype, a.data_ptr() % 16) if isinstance(a, Tensor) else a for a in args]),
+        tuple(constants),
+        values,
+        # 1, 1.0 and True are equal, and three kernels.
+        tuple(map(type, args)),
+        tuple(map(type, values)),
+    )
+
+
+def launch(kernel: Any, grid: tuple[int, ...]) -> Callable[..., None]:
+    """What ``kernel[grid]`` is."""
+    # Dynamo must see the plain launch.
+    if torch.compiler.is_compiling() or not _KEEPS or _is_watched(kernel):
+        plain: Callable[..., None] = kernel[grid]
+        return plain
+    return functools.partial(_launch, kernel, grid)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    key = _key(kernel, args, constants)
+    try:
+        kept = _kept.get(key)
+    except TypeError:  # what cannot be hashed is of no kind that is kept
+        kept = None
+    if kept is not None:
+        compiled, rest = kept
+        compiled[(*grid, 1, 1)[:3]](*args, *rest)
+        return
+    compiled = kernel[grid](*args, **constants)
+    named = kernel.arg_names[len(args) :]
+    known = all(isinstance(a, Tensor) or type(a) in _PLAIN for a in (*args, *constants.values()))
+    # What is not named stands in the kernel's own defaults.
+    if known and constants.keys() >= {*named} and isinstance(compiled, CompiledKernel):
+        if len(_kept) >= _MOST:
+            _kept.clear()
+        _kept[key] = compiled, tuple(constants[name] for name in named)
