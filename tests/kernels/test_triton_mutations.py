@@ -10,6 +10,7 @@ import importlib
 import shutil
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ class Fault:
     old: str
     new: str
     case: str
-    constants: dict[str, int] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
 
 
 # Two parts of two tiles or more, in each of the two layouts.
@@ -57,7 +58,118 @@ def _reparam(name: str, old: str, new: str, case: str, module: str = "reparam_kl
     return Fault(name, "reparam_kl", module, old, new, case)
 
 
+def _fprop(name: str, old: str, new: str, case: str = "k4s2p1_wide") -> Fault:
+    return Fault(name, "conv2d", "conv_fprop", old, new, case)
+
+
+def _dgrad(name: str, old: str, new: str, case: str, module: str = "conv_dgrad") -> Fault:
+    return Fault(name, "conv_transpose2d", module, old, new, case)
+
+
+def _wgrad(name: str, old: str, new: str, case: str = "k4s2p1_wide") -> Fault:
+    return Fault(name, "conv2d", "conv_wgrad", old, new, case, {"configs.PART_STEPS": 1})
+
+
+# Rows of tiles merge in two blocks or more.
+_ROWS = {"moments._BLOCKS": {"BLOCK_ROWS": 2, "BLOCK_CHANNELS": 16}}
+
+
+def _stack(name: str, module: str, old: str, new: str, case: str = "vae_decoder") -> Fault:
+    return Fault(name, "conv_stack", module, old, new, case, _ROWS)
+
+
 FAULTS = (
+    _fprop("dropped_mask_of_the_padding", "& (iw >= 0) & (iw < w)", "& (iw >= 0)"),
+    _fprop("swapped_tap", "            kw = tap % KW\n", "            kw = KW - 1 - tap % KW\n"),
+    _fprop(
+        "swapped_tap_of_few_channels",
+        "kw = (tap % KW)[None, :]",
+        "kw = (KW - 1 - tap % KW)[None, :]",
+        "few_channels",
+    ),
+    _dgrad(
+        "dropped_mask_of_the_padding",
+        "& (qw + dw >= 0) & (qw + dw < w)",
+        "& (qw + dw >= 0)",
+        "k4s2p1_wide",
+    ),
+    _dgrad(
+        "swapped_tap",
+        "first_w + tw * STEP_W",
+        "first_w + (taps_w - 1 - tw) * STEP_W",
+        "k4s2p1_wide",
+    ),
+    _dgrad("every_phase_the_first", "oh = qh * STRIDE_H + rh", "oh = qh * STRIDE_H", "k4s2p1_wide"),
+    _dgrad(
+        "swapped_tap_of_few_channels",
+        "kw = rw + PAD_W - dw * STRIDE_W",
+        "kw = rw + PAD_W + (dw - FIRST_W + 1 - SHIFTS_W) * STRIDE_W",
+        "few_channels",
+        "conv_dgrad_few",
+    ),
+    _dgrad(
+        "tap_of_another_phase_of_few_channels",
+        "& (kw < KW * DILATION_W)\n        reached = reached &",
+        "\n        reached = reached &",
+        "few_channels",
+        "conv_dgrad_few",
+    ),
+    _wgrad(
+        "swapped_tap",
+        "[:, None] + kw * DILATION_W",
+        "[:, None] + (KW - 1 - kw) * DILATION_W",
+    ),
+    _wgrad("missing_second_pass", "for _ in range(splits):", "for _ in range(1):"),
+    _wgrad("parts_overlap", "tl.minimum(first + split_pixels, pixels)", "pixels"),
+    _wgrad("dropped_mask_of_the_padding", "& (iw >= 0) & (iw < large_w)", "& (iw >= 0)"),
+    _stack(
+        "padding_not_zero_behind_the_prologue",
+        "prologue",
+        "x = tl.where(inside, wide, 0.0).to(x.dtype)",
+        "x = wide.to(x.dtype)",
+    ),
+    _stack(
+        "prologue_without_its_activation",
+        "prologue",
+        "wide = tl.where(wide > 0, wide, wide * slope)",
+        "wide = wide",
+    ),
+    _stack(
+        "gradient_of_the_mean_left_out",
+        "prologue",
+        "(y - mean[None, :]) * tilt[None, :] + shift[None, :]",
+        "(y - mean[None, :]) * tilt[None, :]",
+    ),
+    _stack(
+        "sign_of_y_in_place_of_z",
+        "epilogue",
+        "tile = tl.where(z > 0, tile, tile * slope)",
+        "tile = tl.where(y > 0, tile, tile * slope)",
+    ),
+    _stack(
+        "dropped_mask_of_the_statistics",
+        "epilogue",
+        "tl.where(inside, values - mean[None, :], 0.0)",
+        "values - mean[None, :]",
+    ),
+    _stack(
+        "statistics_without_the_merge_of_tiles",
+        "moments",
+        "block_squares += tl.sum(counts * apart * apart, 0)",
+        "block_squares += 0.0",
+    ),
+    _stack(
+        "statistics_without_the_merge_of_blocks",
+        "moments",
+        "squares += block_squares + delta * delta * count * share",
+        "squares += block_squares",
+    ),
+    _stack(
+        "missing_finalize",
+        "moments",
+        "_merge(partial_ptr, 0, rows, rows, channels, c, BLOCK_ROWS)",
+        "_merge(partial_ptr, 0, 1, rows, channels, c, BLOCK_ROWS)",
+    ),
     _norm(
         "dropped_mask_of_the_moments",
         "spread = tl.where(inside, x - (tile_mean[None, :] if PIXELS else tile_mean), 0.0)",
