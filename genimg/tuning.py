@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from genimg import _native, backends
 from genimg.backends import REFERENCE, Op
+from genimg.kernels.triton import choice
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.machine import cpu_name
 from genimg.timing import interleaved_medians
+
+if TYPE_CHECKING:
+    from genimg.kernels.triton.configs import Tile
 
 SECONDS = 0.2
 """Spent on one call's candidates, or five rounds of them if that takes longer."""
@@ -42,14 +48,22 @@ def autotune(enabled: bool = True) -> None:
 
     Only what auto would decide is measured: a backend that is named, by argument,
     :func:`genimg.use_backend` or ``GENIMG_BACKEND``, is taken as ever. So are the rules inside
-    ``torch.compile``, ``torch.export``, ``torch.func`` transforms, CUDA graph captures, dispatch
-    modes, and for subclasses of tensors. Which kernel is fastest, and with it the last bits of a
-    result, then depends on the machine and the moment.
+    ``torch.compile``, ``torch.export``, ``torch.func`` transforms, dispatch modes, and for
+    subclasses of tensors. The capture of a CUDA graph takes what is known and measures nothing.
+    Which kernel is fastest, and with it the last bits of a result, then depends on the machine and
+    the moment.
+
+    A convolution that runs in Triton, named or not, measures each of its contractions for as long:
+    in the tile sizes that ship for the GPU, once for all batches up to a power of two. Triton then
+    stands beside the others with its best. At most eight candidates decide: six tiles, the CUDA
+    kernel and PyTorch.
 
     Args:
         enabled: False returns to the rules; decisions stay on disk. Process-wide.
     """
-    backends.set_tuner(_Tuner(_folder()) if enabled else None)
+    tuner = _Tuner(_folder()) if enabled else None
+    backends.set_tuner(tuner)
+    choice.set_tuner(tuner)
 
 
 def _folder() -> Path:
@@ -64,6 +78,7 @@ class _Tuner:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._known: dict[Any, Milliseconds | None] = {}
+        self._tiles: dict[Any, Tile] = {}
         self._files: dict[str, dict[str, Milliseconds]] = {}
         self._trial: dict[str, str] = {}  # op -> the candidate that is being timed
 
@@ -72,7 +87,7 @@ class _Tuner:
         if op.name in self._trial:
             return self._trial[op.name]
         times = self.times(op, args)
-        return min(times, key=lambda name: times[name]) if times else None
+        return _fastest(times) if times else None
 
     def times(self, op: Op, args: Sequence[Any]) -> Milliseconds | None:
         """What was measured for such a call; measures it, if need be."""
@@ -81,37 +96,66 @@ class _Tuner:
         grad = torch.is_grad_enabled()
         key = (op.name, grad, torch.get_num_threads(), *map(_key, args))
         if key not in self._known:
+            if _is_capturing(args[0]):
+                return None
             self._known[key] = self._decide(op, args, repr(key))
         return self._known[key]
+
+    def tile(
+        self,
+        key: tuple[Hashable, ...],
+        x: Tensor,
+        tiles: Sequence[Tile],
+        run: Callable[[Tile], Any],
+    ) -> Tile:
+        """The fastest of a Triton contraction's tiles, or the first where that cannot be known."""
+        if key not in self._tiles:
+            if triton_runtime.INTERPRETED or not _is_plain((x,)) or _is_capturing(x):
+                return tiles[0]
+            by_name = {tile.name: tile for tile in tiles}
+
+            def step(name: str) -> Callable[[], Any]:
+                return functools.partial(run, by_name[name])
+
+            times = self._times(str(key[0]), x.device, repr(key), list(by_name), step)
+            self._tiles[key] = by_name[_fastest(times)] if times else tiles[0]
+        return self._tiles[key]
 
     def _decide(self, op: Op, args: Sequence[Any], key: str) -> Milliseconds | None:
         names = [name for name in op.by_backend if _is_candidate(op, name, args)]
         if not names:
             return None
-        device = args[0].device
+        step = functools.partial(self._step, op, args)
+        try:
+            return self._times(op.name, args[0].device, key, [*names, REFERENCE], step)
+        finally:
+            self._trial.pop(op.name, None)
+
+    def _times(
+        self,
+        what: str,
+        device: torch.device,
+        key: str,
+        names: Sequence[str],
+        step: Callable[[str], Callable[[], Any]],
+    ) -> Milliseconds | None:
+        """Of each candidate, as stored or by running its step; None where one cannot run."""
         stored = self._stored(device)
         times = stored.get(key)
-        if times is None or set(times) != {*names, REFERENCE}:
+        if times is None or set(times) != set(names):
+            devices = [device] if device.type == "cuda" else []
             try:
-                times = self._measure(op, args, [*names, REFERENCE])
-            except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-                # The call itself will say what is wrong with it.
-                _log.info("%s: not measured: %s", op.name, error)
+                steps = {name: step(name) for name in names}
+                with torch.random.fork_rng(devices), _current(device):
+                    times = interleaved_medians(steps, device.type, SECONDS)
+            except Exception as error:
+                # Of any kind, a compiler's too: the call itself will say what is wrong with it.
+                _log.info("%s: not measured: %s", what, error)
                 return None
             stored[key] = times
             self._store(device)
-        _log.info("%s: measured %s", op.name, describe(times))
+        _log.info("%s: measured %s", what, describe(times))
         return times
-
-    def _measure(self, op: Op, args: Sequence[Any], names: Sequence[str]) -> Milliseconds:
-        device = args[0].device
-        devices = [device] if device.type == "cuda" else []
-        steps = {name: self._step(op, args, name) for name in names}
-        try:
-            with torch.random.fork_rng(devices):
-                return interleaved_medians(steps, device.type, SECONDS)
-        finally:
-            self._trial.pop(op.name, None)
 
     def _step(self, op: Op, args: Sequence[Any], name: str) -> Callable[[], Any]:
         """Runs the op by one backend on copies of its arguments, with its backward, if any."""
@@ -153,6 +197,10 @@ class _Tuner:
             _log.warning("decisions of autotune are not kept: %s: %s", path, error.strerror)
 
 
+def _fastest(times: Milliseconds) -> str:
+    return min(times, key=lambda name: times[name])
+
+
 def describe(times: Milliseconds) -> str:
     """The times in words, the fastest first."""
     ordered = sorted(times.items(), key=lambda item: item[1])
@@ -173,10 +221,16 @@ def _is_plain(args: Sequence[Any]) -> bool:
         return False
     if any(type(x) not in (Tensor, torch.nn.Parameter) for x in _tensors(args)):
         return False
-    device = args[0].device.type
-    if device == "cuda":
-        return not torch.cuda.is_current_stream_capturing()
-    return bool(device != "meta" and args[0].numel())
+    return bool(args[0].device.type != "meta" and args[0].numel())
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """What is waited for is the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _is_capturing(x: Tensor) -> bool:
+    return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _parts(value: Any) -> Sequence[Any] | None:

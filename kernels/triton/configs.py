@@ -6,7 +6,7 @@ a line here without touching a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,11 @@ class Tile(NamedTuple):
     def __str__(self) -> str:
         return f"{self.m}x{self.n}x{self.k}"
 
+    @property
+    def name(self) -> str:
+        """Unlike that of any other."""
+        return f"{self} warps {self.warps} stages {self.stages}"
+
     def blocks(self) -> dict[str, int]:
         """What a kernel is compiled for."""
         return {"BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_K": self.k}
@@ -41,11 +46,13 @@ class Tiles(NamedTuple):
     """Of fprop and dgrad by columns, and of wgrad by rows and columns: the first that holds them.
 
     The last one takes whatever is larger. ``weight_few`` is wgrad's for few channels.
+    ``image_more`` are fprop's and dgrad's that only a measurement takes, in place of one as wide.
     """
 
     image: tuple[Tile, ...]
     weight: tuple[Tile, ...]
     weight_few: Tile
+    image_more: tuple[Tile, ...] = ()
 
 
 HALF, TF32, IEEE = "half", "tf32", "ieee"
@@ -68,11 +75,17 @@ _ROOMY: _Table = {  # at least 160 KB of shared memory a block
         ),
         weight=(Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
         weight_few=Tile(64, 64, 64, 8, 3),
+        image_more=(
+            Tile(64, 16, 32, 4, 4),
+            Tile(64, 64, 64, 4, 3),
+            Tile(64, 128, 64, 4, 3),
+        ),
     ),
     TF32: Tiles(
         image=(Tile(128, 16, 32, 8, 3), Tile(128, 32, 32, 8, 3), Tile(128, 64, 32, 8, 3)),
         weight=(Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 8, 3)),
         weight_few=Tile(64, 64, 32, 8, 3),
+        image_more=(Tile(64, 16, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
     ),
     IEEE: _IEEE,
 }
@@ -101,11 +114,17 @@ _TIGHT: _Table = {  # 99 KB
         ),
         weight=(Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 8, 3), Tile(128, 128, 32, 8, 3)),
         weight_few=Tile(64, 64, 32, 8, 3),
+        image_more=(
+            Tile(64, 16, 32, 4, 3),
+            Tile(64, 64, 32, 4, 3),
+            Tile(64, 128, 32, 8, 3),
+        ),
     ),
     TF32: Tiles(
         image=(Tile(128, 16, 32, 8, 2), Tile(128, 32, 32, 8, 2), Tile(128, 64, 32, 8, 2)),
         weight=(Tile(64, 64, 16, 4, 3), Tile(128, 64, 16, 8, 3)),
         weight_few=Tile(64, 64, 16, 8, 3),
+        image_more=(Tile(64, 16, 32, 4, 2), Tile(64, 64, 32, 4, 2)),
     ),
     IEEE: _IEEE,
 }
@@ -146,25 +165,45 @@ def _tiles(x: Tensor, precision: str) -> Tiles:
     return TILES.get(_capability(x.device), _TIGHT)[kind]
 
 
-def image_tile(x: Tensor, precision: str, columns: int, summands: int) -> Tile:
-    """Of fprop and dgrad, for so many columns and, under one tap, summands."""
-    tiles = _tiles(x, precision).image
-    tile = next((tile for tile in tiles if columns <= tile.n), tiles[-1])
-    return tile._replace(k=min(tile.k, _power_of_2(summands)))
+MOST_TILES = 6
+"""Measured for a contraction; the CUDA kernel and PyTorch beside them make eight."""
 
 
-def phases_tile(x: Tensor, precision: str, columns: int, summands: int) -> Tile:
-    """Of dgrad for few channels: one that holds all columns."""
-    return image_tile(x, precision, columns, summands)._replace(n=_power_of_2(columns))
+def image_tiles(x: Tensor, precision: str, columns: int, summands: int) -> list[Tile]:
+    """Of fprop and dgrad, for so many columns and, under one tap, summands.
+
+    First the table's, then those that may be faster: the next narrower one, of which more programs
+    run, and others as wide.
+    """
+    tiles = _tiles(x, precision)
+    widths = tiles.image
+    at = next((i for i, tile in enumerate(widths) if columns <= tile.n), len(widths) - 1)
+    as_wide = [tile for tile in tiles.image_more if tile.n == widths[at].n]
+    return _fitted([widths[at], *widths[:at][-1:], *as_wide], summands)
 
 
-def weight_tile(x: Tensor, precision: str, rows: int, columns: int, few: bool) -> Tile:
-    """Of wgrad."""
+def phases_tiles(x: Tensor, precision: str, columns: int, summands: int) -> list[Tile]:
+    """Of dgrad for few channels: those that hold all columns."""
+    width = _power_of_2(columns)
+    table, *others = image_tiles(x, precision, columns, summands)
+    return [table._replace(n=width), *(tile for tile in others if tile.n == width)]
+
+
+def _fitted(tiles: list[Tile], summands: int) -> list[Tile]:
+    size = _power_of_2(summands)
+    fitted = dict.fromkeys(tile._replace(k=min(tile.k, size)) for tile in tiles)
+    return list(fitted)[:MOST_TILES]
+
+
+def weight_tiles(x: Tensor, precision: str, rows: int, columns: int, few: bool) -> Sequence[Tile]:
+    """Of wgrad: first the table's, then the smaller ones, which split the pixels less."""
     tiles = _tiles(x, precision)
     if few:
-        return tiles.weight_few
-    fits = (tile for tile in tiles.weight if rows <= tile.m and columns <= tile.n)
-    return next(fits, tiles.weight[-1])
+        return (tiles.weight_few,)
+    sizes = tiles.weight
+    fits = (i for i, tile in enumerate(sizes) if rows <= tile.m and columns <= tile.n)
+    at = next(fits, len(sizes) - 1)
+    return sizes[: at + 1][::-1][:MOST_TILES]
 
 
 def _power_of_2(size: int) -> int:

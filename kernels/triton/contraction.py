@@ -32,15 +32,15 @@ def compiles(
 ) -> Iterator[Compile]:
     """``kernel`` in every shipped tile and with each of ``fusions``.
 
-    ``constants`` are its own beside the geometry's; ``columns`` takes but the tiles for so many.
+    ``constants`` are its own beside the geometry's; ``columns`` takes but the tiles for no more.
     """
     for entry in shipped():
-        for tile in entry.tiles.image:
-            if columns and columns != tile.n:
+        for tile in (*entry.tiles.image, *entry.tiles.image_more):
+            if columns and columns < tile.n:
                 continue
             for prologue, epilogue in fusions:
                 yield _compile(
-                    f"{name} {tile} {prologue} {epilogue} {entry.precision}",
+                    f"{name} {tile} {tile.warps} {prologue} {epilogue} {entry.precision}",
                     kernel,
                     tile,
                     {**K4S2P1, **constants, "PROLOGUE": prologue, "PRECISION": entry.precision},

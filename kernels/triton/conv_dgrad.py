@@ -8,6 +8,7 @@ the columns.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import triton
@@ -15,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from genimg.kernels.triton import configs, contraction
+from genimg.kernels.triton.choice import tile_of
+from genimg.kernels.triton.configs import Tile
 from genimg.kernels.triton.conv_dgrad_few import dgrad_few, is_few
 from genimg.kernels.triton.epilogue import Epilogue, write_tile
 from genimg.kernels.triton.geometry import (
@@ -178,7 +181,11 @@ def _conv_dgrad_kernel(
 
 
 def dgrad(
-    image: ReadImage, weight: Tensor, geometry: Geometry, epilogue: Epilogue
+    image: ReadImage,
+    weight: Tensor,
+    geometry: Geometry,
+    epilogue: Epilogue,
+    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The large image from the small one, and the tiles' partial results of the epilogue.
 
@@ -187,10 +194,15 @@ def dgrad(
     g = geometry
     if is_few(g, epilogue):
         return dgrad_few(image, weight, g, epilogue), None
+    if tile is None:
+        kind = precision(image.x)
+        tiles = configs.image_tiles(image.x, kind, g.large_channels, g.small_channels)
+        run = functools.partial(dgrad, image, weight, g, epilogue)
+        facts = (kind, image.prologue, epilogue.kind)
+        tile = tile_of("conv_dgrad", image.x, tiles, run, g, *facts)
     out = empty_pixels(g.large_shape, image.x)
     phase_size = g.phase_size
     pixels = g.batch * phase_size[0] * phase_size[1]
-    tile = configs.image_tile(image.x, precision(image.x), g.large_channels, g.small_channels)
     rows = triton.cdiv(pixels, tile.m) * g.stride[0] * g.stride[1]
     partial = epilogue.partials(rows, g.large_channels, out)
     with on_device_of(out):

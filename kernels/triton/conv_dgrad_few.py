@@ -7,6 +7,7 @@ kernel of 4 and stride 2 has 16 taps.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import triton
@@ -14,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from genimg.kernels.triton import configs, contraction
+from genimg.kernels.triton.choice import tile_of
+from genimg.kernels.triton.configs import Tile
 from genimg.kernels.triton.epilogue import NONE, Epilogue, activate
 from genimg.kernels.triton.geometry import (
     FEW_CHANNELS,
@@ -229,15 +232,25 @@ def is_few(g: Geometry, epilogue: Epilogue) -> bool:
     return plain and not g.folded and g.large_channels <= FEW_CHANNELS and columns <= FEW_COLUMNS
 
 
-def dgrad_few(image: ReadImage, weight: Tensor, geometry: Geometry, epilogue: Epilogue) -> Tensor:
+def dgrad_few(
+    image: ReadImage,
+    weight: Tensor,
+    geometry: Geometry,
+    epilogue: Epilogue,
+    tile: Tile | None = None,
+) -> Tensor:
     """The large image from the small one; ``weight`` is dense in channels_last memory."""
     g = geometry
+    if tile is None:
+        columns = g.stride[0] * g.stride[1] * g.large_channels
+        tiles = configs.phases_tiles(image.x, precision(image.x), columns, g.small_channels)
+        run = functools.partial(dgrad_few, image, weight, g, epilogue)
+        facts = (precision(image.x), image.prologue, epilogue.kind)
+        tile = tile_of("conv_dgrad_few", image.x, tiles, run, g, *facts)
     out = empty_pixels(g.large_shape, image.x)
     (stride_h, stride_w), (pad_h, pad_w) = g.stride, g.padding
     first_h, shifts_h = _shifts(g.kernel[0], stride_h, pad_h, g.dilation[0])
     first_w, shifts_w = _shifts(g.kernel[1], stride_w, pad_w, g.dilation[1])
-    columns = stride_h * stride_w * g.large_channels
-    tile = configs.phases_tile(image.x, precision(image.x), columns, g.small_channels)
     phase_size = g.phase_size
     pixels = g.batch * phase_size[0] * phase_size[1]
     with on_device_of(out):

@@ -7,6 +7,7 @@ large channels]`` in memory, so that every block of them is dense along the summ
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import triton
@@ -14,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from genimg.kernels.triton import configs, contraction
+from genimg.kernels.triton.choice import tile_of
+from genimg.kernels.triton.configs import Tile
 from genimg.kernels.triton.epilogue import Epilogue, write_tile
 from genimg.kernels.triton.geometry import FEW_CHANNELS, Geometry, empty_pixels, precision
 from genimg.kernels.triton.launch import launch
@@ -140,7 +143,11 @@ def _conv_fprop_kernel(
 
 
 def fprop(
-    image: ReadImage, weight: Tensor, geometry: Geometry, epilogue: Epilogue
+    image: ReadImage,
+    weight: Tensor,
+    geometry: Geometry,
+    epilogue: Epilogue,
+    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The small image from the large one, and the tiles' partial results of the epilogue.
 
@@ -148,9 +155,13 @@ def fprop(
     """
     g = geometry
     few = 0 if g.folded or g.large_channels > FEW_CHANNELS else g.large_channels
+    if tile is None:
+        summands = few * g.taps or g.large_channels
+        tiles = configs.image_tiles(image.x, precision(image.x), g.small_channels, summands)
+        run = functools.partial(fprop, image, weight, g, epilogue)
+        facts = (precision(image.x), image.prologue, epilogue.kind)
+        tile = tile_of("conv_fprop", image.x, tiles, run, g, *facts)
     out = empty_pixels(g.small_shape, image.x)
-    summands = few * g.taps or g.large_channels
-    tile = configs.image_tile(image.x, precision(image.x), g.small_channels, summands)
     rows = triton.cdiv(g.small_pixels, tile.m)
     partial = epilogue.partials(rows, g.small_channels, out)
     with on_device_of(out):
@@ -192,5 +203,5 @@ def compiles() -> Iterator[Compile]:
     aligned = ("channels", "columns")
     yield from contraction.compiles("conv_fprop", _conv_fprop_kernel, fusions, {"FEW": 0}, aligned)
     yield from contraction.compiles(
-        "conv_fprop few", _conv_fprop_kernel, (contraction.FIRST,), {"FEW": 3}, ("columns",), 64
+        "conv_fprop few", _conv_fprop_kernel, (contraction.FIRST,), {"FEW": 3}, ("columns",)
     )

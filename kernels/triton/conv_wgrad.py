@@ -7,6 +7,7 @@ second pass adds the parts in their order, so that two runs agree to the bit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -15,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from genimg.kernels.triton import configs
+from genimg.kernels.triton.choice import tile_of
+from genimg.kernels.triton.configs import Tile
 from genimg.kernels.triton.contraction import K4S2P1
 from genimg.kernels.triton.geometry import FEW_CHANNELS, Geometry, precision
 from genimg.kernels.triton.launch import launch
@@ -161,15 +164,21 @@ def wgrad(
     weight: Tensor,
     geometry: Geometry,
     memory_format: torch.memory_format,
+    tile: Tile | None = None,
 ) -> Tensor:
     """The gradient of ``weight``, in its dtype and in ``memory_format``."""
     g = geometry
+    few = 0 if g.folded or g.large_channels > FEW_CHANNELS else g.large_channels
+    columns = g.taps * few or g.large_channels
+    if tile is None:
+        kind = precision(small.x)
+        tiles = configs.weight_tiles(small.x, kind, g.small_channels, columns, few > 0)
+        run = functools.partial(wgrad, small, large, weight, g, memory_format)
+        facts = (kind, small.prologue, large.prologue, str(memory_format))
+        tile = tile_of("conv_wgrad", small.x, tiles, run, g, *facts)
     out = torch.empty(
         weight.shape, dtype=weight.dtype, device=weight.device, memory_format=memory_format
     )
-    few = 0 if g.folded or g.large_channels > FEW_CHANNELS else g.large_channels
-    columns = g.taps * few or g.large_channels
-    tile = configs.weight_tile(small.x, precision(small.x), g.small_channels, columns, few > 0)
     blocks = triton.cdiv(g.small_channels, tile.m) * triton.cdiv(columns, tile.n)
     blocks *= 1 if few else g.taps
     splits, split_pixels = configs.splits(blocks, g.small_pixels, tile.k)

@@ -37,6 +37,11 @@ class Epilogue(NamedTuple):
     gate_y: Tensor | None = None
     gate_coef: Tensor | None = None
 
+    @property
+    def kind(self) -> tuple[bool, str, bool, str]:
+        """What a kernel is compiled for."""
+        return self.bias is not None, self.activation, self.statistics, self.gate
+
     def partials(self, rows: int, columns: int, like: Tensor) -> Tensor | None:
         """Room for what each of ``rows`` tiles finds out about each column."""
         planes = MOMENTS if self.statistics else SUMS if self.gate != NONE else 0

@@ -64,6 +64,11 @@ class Geometry(NamedTuple):
         (height, width), (stride_h, stride_w) = self.large, self.stride
         return (height + stride_h - 1) // stride_h, (width + stride_w - 1) // stride_w
 
+    @property
+    def bucket(self) -> tuple[int | Pair, ...]:
+        """What calls that one tile suits have in common: all but the batch, up to a power of 2."""
+        return (1 << (self.batch - 1).bit_length(), *self[1:-2])
+
     def constants(self) -> dict[str, int | bool]:
         """What the kernels are compiled for."""
         (kernel_h, kernel_w), (stride_h, stride_w) = self.kernel, self.stride
