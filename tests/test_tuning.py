@@ -204,6 +204,20 @@ def test_not_where_a_time_means_nothing(probe):
     assert set(ran) == {"reference"}
 
 
+def test_capture_takes_what_is_known(probe, monkeypatch):
+    """And measures nothing: waiting for the device would end the capture."""
+    op, ran = probe
+    monkeypatch.setattr("genimg.tuning._is_capturing", lambda x: True)
+    op.function(X)
+    assert ran == ["reference"]
+    monkeypatch.setattr("genimg.tuning._is_capturing", lambda x: False)
+    op.function(X)
+    ran.clear()
+    monkeypatch.setattr("genimg.tuning._is_capturing", lambda x: True)
+    op.function(X)
+    assert ran == ["cpu"]
+
+
 @native
 def test_a_converted_model_trains():
     torch.manual_seed(0)

@@ -166,7 +166,10 @@ def wgrad(
     memory_format: torch.memory_format,
     tile: Tile | None = None,
 ) -> Tensor:
-    """The gradient of ``weight``, in its dtype and in ``memory_format``."""
+    """The gradient of ``weight``, in its dtype and in ``memory_format``.
+
+    The parts' memory is torch's for each call, as ``Epilogue.partials`` says why.
+    """
     g = geometry
     few = 0 if g.folded or g.large_channels > FEW_CHANNELS else g.large_channels
     columns = g.taps * few or g.large_channels

@@ -43,7 +43,13 @@ class Epilogue(NamedTuple):
         return self.bias is not None, self.activation, self.statistics, self.gate
 
     def partials(self, rows: int, columns: int, like: Tensor) -> Tensor | None:
-        """Room for what each of ``rows`` tiles finds out about each column."""
+        """Room for what each of ``rows`` tiles finds out about each column.
+
+        From torch's allocator at every call, which knows streams and gives a captured graph a pool
+        of its own. One kept for the shape would be written by the graph's replays and by eager
+        calls on another stream at once, or be freed under the graph; and the allocator, too, hands
+        back the same memory at no more than the cost of looking the kept one up.
+        """
         planes = MOMENTS if self.statistics else SUMS if self.gate != NONE else 0
         if not planes:
             return None
