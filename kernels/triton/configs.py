@@ -91,18 +91,19 @@ _ROOMY: _Table = {  # at least 160 KB of shared memory a block
 }
 _BLACKWELL: _Table = {
     **_ROOMY,
-    # Stages at which neither Triton 3.6 nor 3.7 spills: at some, ptxas holds to 80 or 128 registers
-    # and spills a few bytes for it.
+    # Warps and stages at which neither Triton 3.6 nor 3.7 spills: at some, ptxas holds to 64, 80 or
+    # 128 registers and spills a few bytes for it.
     HALF: _ROOMY[HALF]._replace(
         image=(
             Tile(128, 16, 64, 8, 2),
             Tile(128, 32, 64, 8, 4),
-            Tile(128, 64, 64, 8, 2),
+            Tile(128, 64, 64, 4, 2),
             Tile(128, 128, 64, 8, 4),
         ),
         weight=(*_ROOMY[HALF].weight[:2], Tile(128, 128, 64, 8, 2)),
     ),
     TF32: _ROOMY[TF32]._replace(image=(Tile(128, 16, 32, 8, 4), *_ROOMY[TF32].image[1:])),
+    IEEE: _IEEE._replace(image=(*_IEEE.image[:2], Tile(64, 64, 16, 4, 3))),
 }
 _TIGHT: _Table = {  # 99 KB
     HALF: Tiles(
@@ -235,4 +236,5 @@ def shipped() -> Iterator[Shipped]:
     for table, capabilities in ((_ROOMY, (80, 90)), (_BLACKWELL, (100,)), (_TIGHT, (120,))):
         yield Shipped(table[HALF], "ieee", ("fp16", "bf16"), capabilities)
         yield Shipped(table[TF32], "tf32", ("fp32",), capabilities)
-    yield Shipped(_IEEE, "ieee", ("fp32",), (80, 90, 100, 120))
+    yield Shipped(_IEEE, "ieee", ("fp32",), (80, 90, 120))
+    yield Shipped(_BLACKWELL[IEEE], "ieee", ("fp32",), (100,))
