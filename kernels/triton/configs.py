@@ -17,16 +17,21 @@ from genimg.kernels.triton.runtime import INTERPRETED
 
 
 class Tile(NamedTuple):
-    """Rows, columns and summands of a product's tile, warps, and stages of its pipeline."""
+    """Rows, columns and summands of a product's tile, warps, and stages of its pipeline.
+
+    ``tma``: fprop and dgrad fetch their operands by tensor descriptors where they can
+    (``boxes.py``). Nothing was measured, so no tile ships with it.
+    """
 
     m: int
     n: int
     k: int
     warps: int
     stages: int
+    tma: bool = False
 
     def __str__(self) -> str:
-        return f"{self.m}x{self.n}x{self.k}"
+        return f"{self.m}x{self.n}x{self.k}{' tma' if self.tma else ''}"
 
     @property
     def name(self) -> str:
@@ -157,6 +162,11 @@ SUM_WARPS = 4
 def _capability(device: torch.device) -> int:
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def has_tma(device: torch.device) -> bool:
+    """Whether tiles of this device may be fetched by tensor descriptors."""
+    return INTERPRETED or _capability(device) >= 90
 
 
 def _tiles(x: Tensor, precision: str) -> Tiles:

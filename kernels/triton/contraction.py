@@ -86,6 +86,7 @@ def _compile(
         **constants,
         **{argument: None for argument, kind in types.items() if kind is None},
         **tile.blocks(),
+        **{"BOX_N": 0, "BOX_H": 0, "BOX_W": 0, "RAGGED": False},
         "ACTIVATION": "tanh" if epilogue == "tanh" else "none",
         "STATISTICS": measures,
         "GATE": "affine" if gates else "none",

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from genimg.kernels.triton import configs, contraction
+from genimg.kernels.triton.boxes import dgrad_operands, pixels_of_tile
 from genimg.kernels.triton.choice import tile_of
 from genimg.kernels.triton.configs import Tile
 from genimg.kernels.triton.conv_dgrad_few import dgrad_few, is_few
@@ -29,7 +30,7 @@ from genimg.kernels.triton.geometry import (
 )
 from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.offline import Compile
-from genimg.kernels.triton.prologue import ReadImage, read_tile
+from genimg.kernels.triton.prologue import ReadImage, read_box, read_tile
 from genimg.kernels.triton.runtime import on_device_of
 
 
@@ -58,7 +59,7 @@ def _conv_dgrad_kernel(
     x_ptr,  # [N, H, W, channels]: the small image
     y_ptr,
     x_coef_ptr,
-    weight_ptr,  # [channels, KH, KW, columns]
+    weight_ptr,  # [channels, KH, KW, columns]; these three are descriptors for boxes
     bias_ptr,
     out_ptr,  # [N, out_h, out_w, columns]
     gate_ptr,
@@ -102,22 +103,26 @@ def _conv_dgrad_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BOX_N: tl.constexpr,  # of boxes.Box
+    BOX_H: tl.constexpr,
+    BOX_W: tl.constexpr,
 ):
     # Columns and phases of one block of pixels are neighbours: they read the same image.
     column_blocks = tl.cdiv(columns, BLOCK_N)
     row = tl.program_id(0) // column_blocks
-    n = (tl.program_id(0) % column_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_column = (tl.program_id(0) % column_blocks) * BLOCK_N
+    n = first_column + tl.arange(0, BLOCK_N)
     phase = row % (STRIDE_H * STRIDE_W)
     rh = phase // STRIDE_W
     rw = phase % STRIDE_W
-    m = row // (STRIDE_H * STRIDE_W) * BLOCK_M + tl.arange(0, BLOCK_M)
-    qw = m % phase_w
-    qh = (m // phase_w) % phase_h
-    image = (m // (phase_w * phase_h)).to(tl.int64)  # 64 bit: more than 2**31 elements
+    _, image, qh, qw, exists, first_n, first_qh, first_qw = pixels_of_tile(
+        row // (STRIDE_H * STRIDE_W), pixels, phase_h, phase_w, BLOCK_M, BOX_N, BOX_H, BOX_W
+    )
+    image = image.to(tl.int64)  # 64 bit: more than 2**31 elements
     base = ((image * h + qh) * w + qw) * channels
     oh = qh * STRIDE_H + rh
     ow = qw * STRIDE_W + rw
-    inside_m = (m < pixels) & (oh < out_h) & (ow < out_w)
+    inside_m = exists & (oh < out_h) & (ow < out_w)
 
     first_h, taps_h, at_h = _taps_of_phase(
         rh, KH, STRIDE_H, PAD_H, DILATION_H, COMMON_H, STEP_H, INVERSE_H
@@ -140,23 +145,43 @@ def _conv_dgrad_kernel(
         dh = at_h - th * (DILATION_H // COMMON_H)
         dw = at_w - tw * (DILATION_W // COMMON_W)
         inside = inside_m & (qh + dh >= 0) & (qh + dh < h) & (qw + dw >= 0) & (qw + dw < w)
-        x = read_tile(
-            x_ptr,
-            y_ptr,
-            x_coef_ptr,
-            base[:, None] + ((dh * w + dw) * channels + c)[None, :],
-            inside[:, None] & (c < channels)[None, :],
-            c,
-            channels,
-            x_slope,
-            PROLOGUE,
-        )
-        k = (c.to(tl.int64) * KH + first_h + th * STEP_H) * KW + first_w + tw * STEP_W
-        weight = tl.load(
-            weight_ptr + k[:, None] * columns + n[None, :],
-            mask=(c < channels)[:, None] & (n < columns)[None, :],
-            other=0.0,
-        )
+        inside = inside[:, None] & (c < channels)[None, :]
+        kh = first_h + th * STEP_H
+        kw = first_w + tw * STEP_W
+        if BOX_N:
+            first_c = (step // taps) * BLOCK_K
+            x = read_box(
+                x_ptr,
+                y_ptr,
+                x_coef_ptr,
+                (first_n, first_qh + dh, 0, first_qw + dw, first_c),
+                inside,
+                c,
+                channels,
+                x_slope,
+                PROLOGUE,
+                False,
+            )
+            weight = weight_ptr.load([kh * KW + kw, first_c, first_column])
+            weight = tl.reshape(weight, [BLOCK_K, BLOCK_N])
+        else:
+            x = read_tile(
+                x_ptr,
+                y_ptr,
+                x_coef_ptr,
+                base[:, None] + ((dh * w + dw) * channels + c)[None, :],
+                inside,
+                c,
+                channels,
+                x_slope,
+                PROLOGUE,
+            )
+            k = (c.to(tl.int64) * KH + kh) * KW + kw
+            weight = tl.load(
+                weight_ptr + k[:, None] * columns + n[None, :],
+                mask=(c < channels)[:, None] & (n < columns)[None, :],
+                other=0.0,
+            )
         tile = tl.dot(x, weight, tile, input_precision=PRECISION)
     write_tile(
         tile,
@@ -201,26 +226,27 @@ def dgrad(
         facts = (kind, image.prologue, epilogue.kind)
         tile = tile_of("conv_dgrad", image.x, tiles, run, g, *facts)
     out = empty_pixels(g.large_shape, image.x)
-    phase_size = g.phase_size
-    pixels = g.batch * phase_size[0] * phase_size[1]
-    rows = triton.cdiv(pixels, tile.m) * g.stride[0] * g.stride[1]
+    height, width = g.phase_size
+    operands = dgrad_operands(tile, image, weight, g)
+    rows = operands.tiles * g.stride[0] * g.stride[1]
     partial = epilogue.partials(rows, g.large_channels, out)
     with on_device_of(out):
         launch(_conv_dgrad_kernel, (rows * triton.cdiv(g.large_channels, tile.n),))(
-            image.x,
-            image.y,
+            operands.x,
+            operands.y,
             image.coef,
-            weight,
+            operands.weight,
             epilogue.bias,
             out,
             epilogue.gate_y,
             epilogue.gate_coef,
             partial,
-            pixels,
+            g.batch * height * width,
             *g.small,
             g.small_channels,
             *g.large,
-            *phase_size,
+            height,
+            width,
             g.large_channels,
             g.coef_channels,
             rows,
@@ -233,6 +259,7 @@ def dgrad(
             STATISTICS=epilogue.statistics,
             GATE=epilogue.gate,
             PRECISION=precision(image.x),
+            **operands.constants(),
             **tile.blocks(),
             **tile.options(),
         )

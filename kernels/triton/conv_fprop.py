@@ -15,13 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from genimg.kernels.triton import configs, contraction
+from genimg.kernels.triton.boxes import fprop_operands, pixels_of_tile
 from genimg.kernels.triton.choice import tile_of
 from genimg.kernels.triton.configs import Tile
 from genimg.kernels.triton.epilogue import Epilogue, write_tile
 from genimg.kernels.triton.geometry import FEW_CHANNELS, Geometry, empty_pixels, precision
 from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.offline import Compile
-from genimg.kernels.triton.prologue import ReadImage, read_tile
+from genimg.kernels.triton.prologue import ReadImage, read_box, read_tile
 from genimg.kernels.triton.runtime import on_device_of
 
 
@@ -30,7 +31,7 @@ def _conv_fprop_kernel(
     x_ptr,  # [N, H, W, channels]: the large image
     y_ptr,
     x_coef_ptr,
-    weight_ptr,  # [columns, KH, KW, channels]
+    weight_ptr,  # [columns, KH, KW, channels]; these three are descriptors for boxes
     bias_ptr,
     out_ptr,  # [N, out_h, out_w, columns]
     gate_ptr,
@@ -65,22 +66,28 @@ def _conv_fprop_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BOX_N: tl.constexpr,  # of boxes.Box
+    BOX_H: tl.constexpr,
+    BOX_W: tl.constexpr,
+    RAGGED: tl.constexpr,  # channels are no multiple of BLOCK_K
 ):
     # The blocks of columns of one block of pixels are neighbours: they read the same image.
     column_blocks = tl.cdiv(columns, BLOCK_N)
     row = tl.program_id(0) // column_blocks
-    n = (tl.program_id(0) % column_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = row * BLOCK_M + tl.arange(0, BLOCK_M)
-    ow = m % out_w
-    oh = (m // out_w) % out_h
+    first_column = (tl.program_id(0) % column_blocks) * BLOCK_N
+    n = first_column + tl.arange(0, BLOCK_N)
+    m, image, oh, ow, inside_m, first_n, first_h, first_w = pixels_of_tile(
+        row, pixels, out_h, out_w, BLOCK_M, BOX_N, BOX_H, BOX_W
+    )
     top = oh * STRIDE_H - PAD_H
     left = ow * STRIDE_W - PAD_W
-    inside_m = m < pixels
     # 64 bit: an image may have more than 2**31 elements.
-    base = (((m // (out_w * out_h)).to(tl.int64) * h + top) * w + left) * channels
+    base = ((image.to(tl.int64) * h + top) * w + left) * channels
     weight_row = n.to(tl.int64) * (KH * KW * channels)
 
     taps: tl.constexpr = KH * KW
+    CELLS_H: tl.constexpr = (PAD_H + STRIDE_H - 1) // STRIDE_H
+    CELLS_W: tl.constexpr = (PAD_W + STRIDE_W - 1) // STRIDE_W
     steps = tl.cdiv(taps * channels, BLOCK_K) if FEW else taps * tl.cdiv(channels, BLOCK_K)
     tile = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(steps):
@@ -102,23 +109,51 @@ def _conv_fprop_kernel(
         ih = top[:, None] + kh * DILATION_H
         iw = left[:, None] + kw * DILATION_W
         inside = inside_m[:, None] & (ih >= 0) & (ih < h) & (iw >= 0) & (iw < w)
-        shift = (kh * DILATION_H * w + kw * DILATION_W) * channels
-        x = read_tile(
-            x_ptr,
-            y_ptr,
-            x_coef_ptr,
-            base[:, None] + (shift + c[None, :]),
-            inside & inside_k[None, :],
-            c % coef_channels if FOLDED else c,
-            coef_channels,
-            x_slope,
-            PROLOGUE,
-        )
-        weight = tl.load(
-            weight_ptr + weight_row[None, :] + k[:, None],
-            mask=inside_k[:, None] & (n < columns)[None, :],
-            other=0.0,
-        )
+        inside = inside & inside_k[None, :]
+        channel = c % coef_channels if FOLDED else c
+        if BOX_N:
+            # Whole cells before the padding, so that nothing is divided below 0.
+            down = kh * DILATION_H + CELLS_H * STRIDE_H - PAD_H
+            right = kw * DILATION_W + CELLS_W * STRIDE_W - PAD_W
+            corner = (
+                first_n,
+                first_h + down // STRIDE_H - CELLS_H,
+                down % STRIDE_H,
+                first_w + right // STRIDE_W - CELLS_W,
+                right % STRIDE_W * channels + step // taps * BLOCK_K,
+            )
+            x = read_box(
+                x_ptr,
+                y_ptr,
+                x_coef_ptr,
+                corner,
+                inside,
+                channel,
+                coef_channels,
+                x_slope,
+                PROLOGUE,
+                RAGGED,
+            )
+            weight = weight_ptr.load([tap, first_column, step // taps * BLOCK_K])
+            weight = tl.trans(tl.reshape(weight, [BLOCK_N, BLOCK_K]))
+        else:
+            shift = (kh * DILATION_H * w + kw * DILATION_W) * channels
+            x = read_tile(
+                x_ptr,
+                y_ptr,
+                x_coef_ptr,
+                base[:, None] + (shift + c[None, :]),
+                inside,
+                channel,
+                coef_channels,
+                x_slope,
+                PROLOGUE,
+            )
+            weight = tl.load(
+                weight_ptr + weight_row[None, :] + k[:, None],
+                mask=inside_k[:, None] & (n < columns)[None, :],
+                other=0.0,
+            )
         tile = tl.dot(x, weight, tile, input_precision=PRECISION)
     write_tile(
         tile,
@@ -162,14 +197,15 @@ def fprop(
         facts = (precision(image.x), image.prologue, epilogue.kind)
         tile = tile_of("conv_fprop", image.x, tiles, run, g, *facts)
     out = empty_pixels(g.small_shape, image.x)
-    rows = triton.cdiv(g.small_pixels, tile.m)
+    operands = fprop_operands(tile, image, weight, g)
+    rows = operands.tiles
     partial = epilogue.partials(rows, g.small_channels, out)
     with on_device_of(out):
         launch(_conv_fprop_kernel, (rows * triton.cdiv(g.small_channels, tile.n),))(
-            image.x,
-            image.y,
+            operands.x,
+            operands.y,
             image.coef,
-            weight,
+            operands.weight,
             epilogue.bias,
             out,
             epilogue.gate_y,
@@ -191,6 +227,8 @@ def fprop(
             STATISTICS=epilogue.statistics,
             GATE=epilogue.gate,
             PRECISION=precision(image.x),
+            RAGGED=g.large_channels % tile.k > 0,
+            **operands.constants(),
             **tile.blocks(),
             **tile.options(),
         )

@@ -11,6 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ SHARED_MEMORY = {80: 163, 90: 227, 100: 227, 120: 99}
 DTYPES = ("fp32", "fp16", "bf16")
 
 _MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
+_FETCH = "cp.async.bulk.tensor"
 _REQUIRED = {90: "wgmma", 100: "tcgen05"}
 
 
@@ -30,7 +32,8 @@ class Compile:
 
     kernel: Any  # the @triton.jit function
     name: str  # e.g. "conv_dgrad_fwd 128x128x64"
-    signature: dict[str, str]  # argument -> "*T", "*fp32", "fp32", "i32", "i64", "constexpr"
+    # argument -> "*T", "*fp32", "fp32", "i32", "i64", "constexpr", "tensordesc<T[1, 64]>"
+    signature: dict[str, str]
     constexprs: dict[str, Any]
     options: dict[str, int]  # num_warps, num_stages
     aligned: tuple[str, ...]  # arguments divisible by 16
@@ -58,17 +61,19 @@ class Compiled:
     shared: int
     matrix: int
     """Instructions for products of matrices."""
+    boxes: int
+    """Instructions that fetch a box by a tensor descriptor."""
     narrow: tuple[str, ...]
     """Accesses of aligned tensors by fewer than 16 bytes."""
 
 
 def compile_for(entry: Compile, capability: int, dtype: str) -> Compiled:
-    """Compile a kernel for an architecture, its ``*T`` tensors in ``dtype``."""
+    """Compile a kernel for an architecture, its tensors of ``T`` in ``dtype``."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kinds = {name: f"*{dtype}" if kind == "*T" else kind for name, kind in entry.signature.items()}
+    kinds = {name: _of_dtype(kind, dtype) for name, kind in entry.signature.items()}
     constexprs = {name for name, kind in kinds.items() if kind == "constexpr"}
     if constexprs != set(entry.constexprs):
         raise ValueError(f"{entry.name}: {constexprs ^ set(entry.constexprs)} is not said twice")
@@ -77,16 +82,33 @@ def compile_for(entry: Compile, capability: int, dtype: str) -> Compiled:
     source = ASTSource(entry.kernel, kinds, entry.constexprs, attributes)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=entry.options)
     ptx = made.asm["ptx"]
-    arguments = [name for name in kinds if name not in constexprs]
-    judged = {arguments.index(name) for name in entry.aligned if entry.signature.get(name) == "*T"}
+    judged = {
+        place
+        for place, name in enumerate(_parameters(entry.signature))
+        if name in entry.aligned and entry.signature[name] == "*T"
+    }
     registers, stack = _resources(made.asm["cubin"])
     return Compiled(
         registers,
         stack,
         made.metadata.shared,
         ptx.count(_MATRIX[capability]),
+        ptx.count(_FETCH),
         tuple(narrow_accesses(ptx, judged)),
     )
+
+
+def _of_dtype(kind: str, dtype: str) -> str:
+    return f"*{dtype}" if kind == "*T" else kind.replace("<T[", f"<{dtype}[")
+
+
+def _parameters(signature: dict[str, str]) -> Iterator[str]:
+    """The argument of each of the compiled kernel's: a descriptor brings its shape and strides."""
+    for name, kind in signature.items():
+        if kind.startswith("tensordesc"):
+            yield from [name] * (1 + 2 * (kind.count(",") + 1))
+        elif kind != "constexpr":
+            yield name
 
 
 def faults(
@@ -111,6 +133,8 @@ def faults(
     wanted = _REQUIRED.get(capability)
     if entry.is_matrix and dtype != "fp32" and wanted and compiled.matrix == 0:
         found.append(f"multiplies matrices without {wanted}")
+    if any("tensordesc" in kind for kind in entry.signature.values()) and compiled.boxes == 0:
+        found.append("fetches no box by a tensor descriptor")
     allowed, _ = (narrow or {}).get(entry.kernel.__name__, (0, ""))
     if len(compiled.narrow) > allowed and not entry.narrow:
         kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(compiled.narrow).items())

@@ -41,19 +41,8 @@ def affine(slope: float) -> str:
 
 
 @triton.jit
-def read_tile(
-    x_ptr,
-    y_ptr,
-    coef_ptr,
-    offsets,
-    inside,
-    channel,
-    channels,
-    slope,
-    PROLOGUE: tl.constexpr,
-):
-    """The tile at ``offsets``, 0 where not ``inside``; ``channel`` is that of each column."""
-    x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
+def _through(x, y, coef_ptr, inside, channel, channels, slope, PROLOGUE: tl.constexpr):
+    """The tile behind the prologue; ``y`` is the second tensor's, where it has one."""
     if PROLOGUE != "none":
         known = channel < channels
         mean = tl.load(coef_ptr + channel, mask=known, other=0.0)
@@ -68,8 +57,51 @@ def read_tile(
             wide = tl.where(wide < 0, 0.0, wide)
         else:
             tilt = tl.load(coef_ptr + 3 * channels + channel, mask=known, other=0.0)
-            y = tl.load(y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-            wide = wide * scale[None, :] + (y - mean[None, :]) * tilt[None, :] + shift[None, :]
+            apart = y.to(tl.float32) - mean[None, :]
+            wide = wide * scale[None, :] + apart * tilt[None, :] + shift[None, :]
         # Padding is zero behind the prologue, not before it.
         x = tl.where(inside, wide, 0.0).to(x.dtype)
     return x
+
+
+@triton.jit
+def read_tile(
+    x_ptr,
+    y_ptr,
+    coef_ptr,
+    offsets,
+    inside,
+    channel,
+    channels,
+    slope,
+    PROLOGUE: tl.constexpr,
+):
+    """The tile at ``offsets``, 0 where not ``inside``; ``channel`` is that of each column."""
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
+    y = x
+    if PROLOGUE == "two_tensor":
+        y = tl.load(y_ptr + offsets, mask=inside, other=0.0)
+    return _through(x, y, coef_ptr, inside, channel, channels, slope, PROLOGUE)
+
+
+@triton.jit
+def read_box(
+    x,
+    y,
+    coef_ptr,
+    corner,
+    inside,
+    channel,
+    channels,
+    slope,
+    PROLOGUE: tl.constexpr,
+    RAGGED: tl.constexpr,  # the box reaches into values that are no padding and not of the tile
+):
+    """The same by descriptors (``boxes.py``): the box at ``corner``, a pixel a row."""
+    tile = tl.reshape(x.load(corner), inside.shape)
+    other = tile
+    if PROLOGUE == "two_tensor":
+        other = tl.reshape(y.load(corner), inside.shape)
+    if RAGGED and PROLOGUE == "none":
+        tile = tl.where(inside, tile, 0.0)
+    return _through(tile, other, coef_ptr, inside, channel, channels, slope, PROLOGUE)

@@ -6,10 +6,10 @@ Where every partial sum is an integer below 2**24, float32 must equal float64 to
 import pytest
 import torch
 import torch.nn.functional as F
+from contractions import DEVICE, Data, coefficients, contract, draw, read, through
 
 import genimg
 from genimg.kernels.triton import runtime
-from genimg.testing import integers
 
 pytestmark = pytest.mark.skipif(runtime.MISSING is not None, reason=f"{runtime.MISSING}")
 if runtime.MISSING is None:
@@ -17,10 +17,7 @@ if runtime.MISSING is None:
     from genimg.kernels.triton.conv_fprop import fprop
     from genimg.kernels.triton.conv_wgrad import wgrad
     from genimg.kernels.triton.epilogue import Epilogue
-    from genimg.kernels.triton.geometry import as_pixels, geometry_of
-    from genimg.kernels.triton.prologue import ReadImage
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    from genimg.kernels.triton.geometry import as_pixels
 
 # Large image [N, C, H, W], small channels, kernel, stride, padding, dilation.
 GEOMETRIES = {
@@ -43,43 +40,9 @@ GEOMETRIES = {
 }
 
 
-def draw(*shape):
-    return integers(torch.Generator().manual_seed(sum(shape)), *shape).to(DEVICE)
-
-
-class Data:
-    """Two images, a weight, and how they are tied."""
-
-    def __init__(self, name):
-        large, channels, kernel, *self.options = GEOMETRIES[name]
-        self.large = draw(*large)
-        self.weight = draw(channels, large[1], *kernel)
-        self.small = draw(*self.fprop().shape)
-        shapes = (self.small.shape, self.large.shape, kernel)
-        self.geometry = geometry_of(*shapes, *self.options)
-
-    def fprop(self):
-        return F.conv2d(self.large, self.weight, None, *self.options)
-
-    def grads(self, small, large):
-        """dgrad and wgrad, in float64."""
-        large, weight = large.requires_grad_(), self.weight.clone().requires_grad_()
-        y = F.conv2d(large, weight, None, *self.options)
-        return torch.autograd.grad(y, (large, weight), small)
-
-
-def read(x, dtype, **options):
-    return ReadImage(as_pixels(x.to(dtype)), **options)
-
-
-def contract(kernel, image, data, epilogue, dtype=torch.float32):
-    weight = as_pixels(data.weight.to(dtype))
-    return kernel(image, weight, data.geometry, epilogue)
-
-
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_exact(name):
-    data = Data(name)
+    data = Data(*GEOMETRIES[name])
     small, large = (read(x, torch.float32) for x in (data.small, data.large))
     bias = draw(data.small.shape[1])
     y, _ = contract(fprop, large, data, Epilogue(bias=bias.float()))
@@ -98,7 +61,7 @@ def test_exact(name):
 @pytest.mark.parametrize("name", ["k4s2p1", "few_channels"])
 def test_half_is_rounded_once(name):
     """Products in float16 add up in float32: the result is the exact one, rounded."""
-    data = Data(name)
+    data = Data(*GEOMETRIES[name])
     small, large = (read(x, torch.float16) for x in (data.small, data.large))
     grad_large, grad_weight = data.grads(data.small, data.large.clone())
     assert torch.equal(
@@ -112,29 +75,11 @@ def test_half_is_rounded_once(name):
     assert torch.equal(got, grad_weight.half())
 
 
-def coefficients(channels):
-    """Mean, scale, shift, tilt: such that nothing is rounded, and padding would not stay 0."""
-    rows = [draw(channels), 2.0 ** draw(channels), draw(channels) + 0.5, draw(channels) * 0.5]
-    return torch.stack(rows)
-
-
-def through(x, y, prologue, coef):
-    mean, scale, shift, tilt = (row[:, None, None] for row in coef)
-    if prologue == "none":
-        return x
-    if prologue == "affine_leaky":
-        z = scale * (x - mean) + shift
-        return torch.where(z > 0, z, 0.25 * z)
-    if prologue == "affine_relu":
-        return torch.relu(scale * (x - mean) + shift)
-    return scale * x + tilt * (y - mean) + shift
-
-
 @pytest.mark.parametrize("prologue", ["affine_leaky", "affine_relu", "two_tensor"])
 @pytest.mark.parametrize("name", ["primes", "few_channels", "folded"])
 def test_prologues(name, prologue):
     """Exact, and zero at the padding behind the prologue."""
-    data = Data(name)
+    data = Data(*GEOMETRIES[name])
     sides = []
     for x in (data.small, data.large):
         y, coef = x.flip(0) + 1, coefficients(x.shape[1])
@@ -159,7 +104,7 @@ def test_prologues(name, prologue):
 @pytest.mark.parametrize("activation", ["leaky", "relu", "tanh", "sigmoid"])
 @pytest.mark.parametrize("name", ["primes", "few_channels"])
 def test_activations(name, activation):
-    data = Data(name)
+    data = Data(*GEOMETRIES[name])
     data.weight /= 64
     function = {
         "leaky": lambda z: F.leaky_relu(z, 0.2),
@@ -205,7 +150,7 @@ def test_refuses_in_words():
 @pytest.mark.parametrize("name", ["primes", "few_channels", "common_divisor_few"])
 def test_not_finite(name, value):
     """It reaches the outputs that it belongs to, and no other phase of the same tile."""
-    data = Data(name)
+    data = Data(*GEOMETRIES[name])
     data.weight = data.weight.abs() + 1
     data.small[0, 0, 1, 1] = data.large[0, 0, 1, 2] = value
     for kernel, image, expected in (
