@@ -49,11 +49,7 @@ class Box(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What a contraction reads, its tiles' boxes, and how many tiles its pixels make.
-
-    Without a box, rows are pixels one after the other, and all three are tensors; with one, they
-    are descriptors.
-    """
+    """What a contraction reads, by descriptors if there is a box; and how many tiles there are."""
 
     x: Tensor | TensorDescriptor
     y: Tensor | TensorDescriptor | None
@@ -61,10 +57,11 @@ class Operands(NamedTuple):
     box: Box | None
     tiles: int
 
-    def constants(self) -> dict[str, int]:
-        """What a kernel is compiled for."""
-        images, height, width = self.box or (0, 0, 0)
-        return {"BOX_N": images, "BOX_H": height, "BOX_W": width}
+
+def box_constants(box: Box | None) -> dict[str, int]:
+    """What a kernel is compiled for; without a box, rows are pixels one after the other."""
+    images, height, width = box or (0, 0, 0)
+    return {"BOX_N": images, "BOX_H": height, "BOX_W": width}
 
 
 def fprop_box(tile: Tile, image: ReadImage, weight: Tensor, g: Geometry) -> Box | None:
@@ -74,12 +71,12 @@ def fprop_box(tile: Tile, image: ReadImage, weight: Tensor, g: Geometry) -> Box 
     gathered = not g.folded and g.large_channels <= FEW_CHANNELS
     if not whole or gathered or not _within_reach(tile, image, weight, g):
         return None
-    return _box(tile.m, g.batch, g.small)
+    return box_of(tile.m, g.batch, g.small)
 
 
 def dgrad_box(tile: Tile, image: ReadImage, weight: Tensor, g: Geometry) -> Box | None:
     """Of one phase of the large image's, or None where ``tile`` is read by pointers."""
-    return _box(tile.m, g.batch, g.phase_size) if _within_reach(tile, image, weight, g) else None
+    return box_of(tile.m, g.batch, g.phase_size) if _within_reach(tile, image, weight, g) else None
 
 
 def fprop_operands(tile: Tile, image: ReadImage, weight: Tensor, g: Geometry) -> Operands:
@@ -122,7 +119,7 @@ def _within_reach(tile: Tile, image: ReadImage, weight: Tensor, g: Geometry) -> 
     )
 
 
-def _box(rows: int, batch: int, size: Pair) -> Box | None:
+def box_of(rows: int, batch: int, size: Pair) -> Box | None:
     """Of about as few tiles as pixels in a row take; of these, what shares most between taps."""
     in_a_row = triton.cdiv(batch * size[0] * size[1], rows)
     most = in_a_row + in_a_row // SPARE

@@ -20,7 +20,7 @@ class Tile(NamedTuple):
     """Rows, columns and summands of a product's tile, warps, and stages of its pipeline.
 
     ``tma``: fprop and dgrad fetch their operands by tensor descriptors where they can
-    (``boxes.py``). Nothing was measured, so no tile ships with it.
+    (``boxes.py``).
     """
 
     m: int
@@ -141,6 +141,28 @@ TILES: dict[int, _Table] = {
 }
 """By compute capability, then by precision; one that is not here takes the tight ones."""
 
+_TMA_WGMMA = (
+    Tile(128, 64, 64, 8, 3, tma=True),
+    Tile(128, 64, 64, 8, 4, tma=True),
+    Tile(128, 128, 64, 8, 3, tma=True),
+    Tile(128, 128, 64, 8, 4, tma=True),
+    Tile(64, 64, 64, 4, 4, tma=True),
+)
+_TMA_TIGHT = (
+    Tile(128, 64, 64, 8, 3, tma=True),
+    Tile(128, 64, 32, 8, 3, tma=True),
+    Tile(128, 128, 32, 8, 3, tma=True),
+)
+TMA: dict[int, tuple[Tile, ...]] = {
+    **{90: _TMA_WGMMA, 100: _TMA_WGMMA, 103: _TMA_WGMMA},
+    **{120: _TMA_TIGHT, 121: _TMA_TIGHT},
+}
+"""Tiles of fprop and dgrad by descriptors in half precision, by compute capability.
+
+None ships: they are for a measurement to take, in place of one as wide. All fit without a spill; of
+128 x 64 two run on a core at once even with a prologue and statistics, where by pointers it is one.
+"""
+
 # A program costs the interpreter the same for any tile: several of each, and no more.
 _INTERPRETED = Tiles(
     image=(Tile(128, 32, 32, 1, 1),),
@@ -230,6 +252,13 @@ def splits(blocks: int, pixels: int, block: int) -> tuple[int, int]:
     wanted = max(1, min(triton.cdiv(PROGRAMS, blocks), steps // PART_STEPS))
     part = triton.cdiv(steps, wanted) * block
     return triton.cdiv(pixels, part), part
+
+
+def by_descriptors() -> Iterator[tuple[Tile, int]]:
+    """Every tile of ``TMA``, for the architectures that are compiled for."""
+    for capability in (90, 100, 120):
+        for tile in TMA[capability]:
+            yield tile, capability
 
 
 class Shipped(NamedTuple):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from genimg.kernels.triton.configs import Tile, shipped
+from genimg.kernels.triton.boxes import box_constants, box_of
+from genimg.kernels.triton.configs import TMA, Tile, by_descriptors, shipped
 from genimg.kernels.triton.offline import Compile, signature_of
 
 PLAIN = ("none", "bias")
@@ -16,6 +18,8 @@ FIRST = ("none", "gate")
 """Prologue and epilogue: of a lone convolution, of an inner layer's forward and backward, of a last
 layer's."""
 
+_MAPS = (512, (16, 16))
+"""Images of so many pixels, where descriptors want a box of each."""
 K4S2P1: dict[str, Any] = {
     **{"KH": 4, "KW": 4, "STRIDE_H": 2, "STRIDE_W": 2, "PAD_H": 1, "PAD_W": 1},
     **{"DILATION_H": 1, "DILATION_W": 1, "FOLDED": False},
@@ -29,10 +33,12 @@ def compiles(
     constants: dict[str, Any],
     aligned: tuple[str, ...],
     columns: int = 0,
+    weight_block: str = "",
 ) -> Iterator[Compile]:
     """``kernel`` in every shipped tile and with each of ``fusions``.
 
     ``constants`` are its own beside the geometry's; ``columns`` takes but the tiles for no more.
+    ``weight_block`` names the axes of a weight's block: then in every tile by descriptors, too.
     """
     for entry in shipped():
         for tile in (*entry.tiles.image, *entry.tiles.image_more):
@@ -48,6 +54,22 @@ def compiles(
                     aligned,
                     (entry.dtypes, entry.capabilities),
                 )
+    for tile, capability in by_descriptors() if weight_block else ():
+        block = [1, *(getattr(tile, axis) for axis in weight_block)]
+        for prologue, epilogue in fusions:
+            # One tile as a stack launches it, else only where all is asked for.
+            typical = tile == TMA[capability][0] and prologue != "none"
+            made = _compile(
+                f"{name} {tile} {prologue} {epilogue}",
+                kernel,
+                tile,
+                {**K4S2P1, **constants, "PROLOGUE": prologue, "PRECISION": "ieee"},
+                epilogue,
+                aligned,
+                (("fp16", "bf16"), (capability,)),
+                block,
+            )
+            yield replace(made, only_all=not typical)
 
 
 def _why_narrow(constexprs: dict[str, Any], tile: Tile, dtypes: tuple[str, ...]) -> str:
@@ -68,6 +90,7 @@ def _compile(
     epilogue: str,
     aligned: tuple[str, ...],
     ships_for: tuple[tuple[str, ...], tuple[int, ...]],
+    weight_block: list[int] | None = None,
 ) -> Compile:
     gates, measures = epilogue == "gate", epilogue == "statistics"
     types: dict[str, str | None] = {
@@ -81,12 +104,18 @@ def _compile(
         "gate_coef_ptr": "*fp32" if gates else None,
         "partial_ptr": "*fp32" if gates or measures else None,
     }
+    box = box_of(tile.m, *_MAPS) if weight_block else None
+    if box:
+        image = f"tensordesc<T{[box.images, box.height, 1, box.width, tile.k]}>"
+        types["x_ptr"], types["weight_ptr"] = image, f"tensordesc<T{weight_block}>"
+        types["y_ptr"] = types["y_ptr"] and image
     types = {argument: kind for argument, kind in types.items() if argument in kernel.arg_names}
     constexprs = {
         **constants,
         **{argument: None for argument, kind in types.items() if kind is None},
         **tile.blocks(),
-        **{"BOX_N": 0, "BOX_H": 0, "BOX_W": 0, "RAGGED": False},
+        **box_constants(box),
+        "RAGGED": False,
         "ACTIVATION": "tanh" if epilogue == "tanh" else "none",
         "STATISTICS": measures,
         "GATE": "affine" if gates else "none",
@@ -94,7 +123,7 @@ def _compile(
     constexprs = {key: value for key, value in constexprs.items() if key in kernel.arg_names}
     pointers = {argument: kind for argument, kind in types.items() if kind is not None}
     # One value a column is no vector of them.
-    wide = tuple(argument for argument in pointers if argument != "bias_ptr")
+    wide = tuple(name for name, kind in pointers.items() if kind[0] == "*" and name != "bias_ptr")
     floats = {"x_slope": "fp32", "slope": "fp32"}
     return Compile(
         kernel,

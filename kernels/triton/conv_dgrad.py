@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from genimg.kernels.triton import configs, contraction
-from genimg.kernels.triton.boxes import dgrad_operands, pixels_of_tile
+from genimg.kernels.triton.boxes import box_constants, dgrad_operands, pixels_of_tile
 from genimg.kernels.triton.choice import tile_of
 from genimg.kernels.triton.configs import Tile
 from genimg.kernels.triton.conv_dgrad_few import dgrad_few, is_few
@@ -259,7 +259,7 @@ def dgrad(
             STATISTICS=epilogue.statistics,
             GATE=epilogue.gate,
             PRECISION=precision(image.x),
-            **operands.constants(),
+            **box_constants(operands.box),
             **tile.blocks(),
             **tile.options(),
         )
@@ -285,4 +285,5 @@ def compiles() -> Iterator[Compile]:
         (contraction.PLAIN, contraction.FORWARD, contraction.BACKWARD),
         _phase_constants((4, 4), (2, 2), (1, 1)),
         ("channels", "columns", "coef_channels"),
+        weight_block="kn",
     )

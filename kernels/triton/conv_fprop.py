@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from genimg.kernels.triton import configs, contraction
-from genimg.kernels.triton.boxes import fprop_operands, pixels_of_tile
+from genimg.kernels.triton.boxes import box_constants, fprop_operands, pixels_of_tile
 from genimg.kernels.triton.choice import tile_of
 from genimg.kernels.triton.configs import Tile
 from genimg.kernels.triton.epilogue import Epilogue, write_tile
@@ -228,7 +228,7 @@ def fprop(
             GATE=epilogue.gate,
             PRECISION=precision(image.x),
             RAGGED=g.large_channels % tile.k > 0,
-            **operands.constants(),
+            **box_constants(operands.box),
             **tile.blocks(),
             **tile.options(),
         )
@@ -239,7 +239,9 @@ def compiles() -> Iterator[Compile]:
     """As shipped: of many channels, and of the three that an image has."""
     fusions = (contraction.PLAIN, contraction.FORWARD, contraction.BACKWARD)
     aligned = ("channels", "columns")
-    yield from contraction.compiles("conv_fprop", _conv_fprop_kernel, fusions, {"FEW": 0}, aligned)
+    yield from contraction.compiles(
+        "conv_fprop", _conv_fprop_kernel, fusions, {"FEW": 0}, aligned, weight_block="nk"
+    )
     yield from contraction.compiles(
         "conv_fprop few", _conv_fprop_kernel, (contraction.FIRST,), {"FEW": 3}, ("columns",)
     )

@@ -42,6 +42,7 @@ class Compile:
     # Which of these a configuration ships for: its tile may not fit elsewhere.
     dtypes: tuple[str, ...] = DTYPES
     capabilities: tuple[int, ...] = tuple(SHARED_MEMORY)
+    only_all: bool = False  # compiled where all is asked for
 
 
 def signature_of(kernel: Any, types: dict[str, str], constexprs: dict[str, Any]) -> dict[str, str]:

@@ -79,7 +79,7 @@ def chosen(args: argparse.Namespace) -> Iterator[tuple]:
                 first = (entry.kernel.__name__, *target) not in seen
                 first = first and (target[0] == 90 or target[1] == entry.dtypes[-1])
                 seen.add((entry.kernel.__name__, *target))
-                wanted = args.all or first or target in typical
+                wanted = args.all or (not entry.only_all and (first or target in typical))
                 asked = target[0] in (args.arch or target) and target[1] in (args.dtype or target)
                 if wanted and asked and args.only in entry.name:
                     yield entry, *target, getattr(module, "NARROW", {})

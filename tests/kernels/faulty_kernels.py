@@ -1,5 +1,7 @@
 """Kernels that make check-triton must refuse; test_triton_compile.py says for which fault."""
 
+from dataclasses import replace
+
 import triton
 import triton.language as tl
 
@@ -38,6 +40,14 @@ def _product_kernel(x_ptr, y_ptr, steps, M: tl.constexpr, K: tl.constexpr):
     tl.store(y_ptr + m[:, None] * M + m[None, :], product.to(y_ptr.dtype.element_ty))
 
 
+@triton.jit
+def _box_kernel(x_ptr, y_ptr, stride, N: tl.constexpr, FETCHES: tl.constexpr):
+    x = tl.zeros([N], y_ptr.dtype.element_ty)
+    if FETCHES:
+        x = x_ptr.load([0])
+    tl.store(y_ptr + tl.arange(0, N) * stride, x)
+
+
 def _compile(name, kernel, constexprs, options, **more):
     signature = {
         argument: "constexpr"
@@ -59,3 +69,7 @@ def compiles():
     one_warp = {"num_warps": 1, "num_stages": 2}
     yield _compile("slow", _product_kernel, {"M": 16, "K": 32}, one_warp, is_matrix=True)
     yield _compile("broken", _narrow_kernel, {"N": 1000}, {"num_warps": 4})
+    for name, fetches in (("narrow behind a box", True), ("without its box", False)):
+        made = _compile(name, _box_kernel, {"N": 128, "FETCHES": fetches}, {"num_warps": 4})
+        signature = {**made.signature, "x_ptr": "tensordesc<T[128]>"}
+        yield replace(made, signature=signature, aligned=("y_ptr",))

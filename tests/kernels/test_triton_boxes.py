@@ -13,7 +13,7 @@ if runtime.MISSING is None:
     from genimg.kernels.triton.boxes import Box
     from genimg.kernels.triton.configs import Tile
     from genimg.kernels.triton.epilogue import Epilogue
-    from genimg.kernels.triton.geometry import as_pixels, precision
+    from genimg.kernels.triton.geometry import as_pixels
 
     TILE = Tile(32, 32, 16, 4, 2, tma=True)
     FPROP, DGRAD = conv_fprop.fprop, conv_dgrad.dgrad
@@ -58,7 +58,8 @@ def boxed(monkeypatch):
     """Contractions take tiles by descriptors, and the list tells which boxes they were."""
     if not configs.has_tma(torch.device(DEVICE)):
         pytest.skip("the GPU has no TMA")
-    monkeypatch.setattr(configs, "image_tile", lambda x, precision, columns, summands: TILE)
+    tiles = configs.Tiles(image=(TILE,), weight=(), weight_few=TILE)
+    monkeypatch.setattr(configs, "_tiles", lambda x, precision: tiles)
     taken = []
     for module, name in ((conv_fprop, "fprop_operands"), (conv_dgrad, "dgrad_operands")):
         operands = getattr(boxes, name)
@@ -137,7 +138,7 @@ def test_as_by_pointers_to_the_bit(name, dtype, boxed, monkeypatch):
         for epilogue in (Epilogue(statistics=True), Epilogue(slope=0.2, **gate)):
             got, partial = contract(kernel, image, data, epilogue, dtype)
             with monkeypatch.context() as patch:
-                patch.setattr(boxes, "_box", lambda *_: None)
+                patch.setattr(boxes, "box_of", lambda *_: None)
                 wanted, wanted_partial = contract(kernel, image, data, epilogue, dtype)
             assert boxed[-2] is not None
             assert boxed[-1] is None
@@ -200,7 +201,7 @@ def test_not_finite(boxed):
     ],
 )
 def test_box(rows, batch, size, box):
-    assert boxes._box(rows, batch, size) == (Box(*box) if box else None)
+    assert boxes.box_of(rows, batch, size) == (Box(*box) if box else None)
 
 
 def operands(shape, channels, tile, offset=0, dtype=torch.float16):
@@ -231,6 +232,6 @@ def test_only_what_descriptors_may_name(monkeypatch):
 
 
 def test_tiles_ship_without():
-    """Until a GPU has measured them, and torch.compile cannot trace a descriptor."""
-    x = torch.empty(1, 64, 8, 8, device=DEVICE)
-    assert not configs.image_tile(x, precision(x), 64, 64).tma
+    """Until a GPU has measured them."""
+    assert not any(tile.tma for entry in configs.shipped() for tile in entry.tiles.image)
+    assert all(tile.tma for tile, _ in configs.by_descriptors())

@@ -41,7 +41,7 @@ def test_planted_faults_are_refused(tmp_path):
     done = check(tmp_path, "--module", str(FOLDER / "faulty_kernels.py"), *arguments)
     assert done.returncode == 1, done.stdout + done.stderr
     rows = done.stdout.split(" sm_90 ")
-    names = [row.split()[-1] for row in rows[:-1]]
+    names = [row.splitlines()[-1].strip() for row in rows[:-1]]
     found = dict(zip(names, (row.partition("FAULT")[2].strip() for row in rows[1:]), strict=True))
     assert found["sound"] == ""
     assert "bytes of stack" in found["spilling"]
@@ -49,6 +49,8 @@ def test_planted_faults_are_refused(tmp_path):
     assert "bytes of shared memory, 232448 are there" in found["large"]
     assert "multiplies matrices without wgmma" in found["slow"]
     assert "CompilationError" in found["broken"]
+    assert found["narrow behind a box"].startswith("accesses of fewer than 16 bytes: ")
+    assert "fetches no box by a tensor descriptor" in found["without its box"]
 
 
 def test_nothing_to_compile_is_no_success(tmp_path):
