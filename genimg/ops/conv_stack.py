@@ -86,8 +86,9 @@ def conv_stack(
     Returns:
         The last block's output, in ``x``'s memory format.
 
-    Kept for backward: per block its raw convolution output and mean and rstd (the reference keeps
-    what the separate ops do). Autocast: as the convolutions'.
+    Kept for backward: per block its raw convolution output and mean and rstd, with Triton what its
+    norm multiplies and adds, too (the reference keeps what the separate ops do). Autocast: as the
+    convolutions'.
 
     Raises:
         ValueError: no block.
@@ -125,7 +126,7 @@ def conv_stack(
         y, *statistics = _ConvStack.apply(x, name, layout, training, *parameters)
     else:
         y, statistics = CONV_STACK.by_backend[name].fwd(x, parameters, *layout, training, False)
-        statistics = _batch_statistics(statistics)
+        statistics = _batch_statistics(statistics, len(blocks))
     if training:
         _update(blocks, statistics)
     return y
@@ -141,10 +142,9 @@ def _autocast(x: Tensor, blocks: Sequence[ConvBlock]) -> Sequence[ConvBlock]:
     ]
 
 
-def _batch_statistics(kept: Sequence[Tensor]) -> list[Tensor]:
+def _batch_statistics(kept: Sequence[Tensor], count: int) -> list[Tensor]:
     """Mean and variance of every block, empty where its batch norm did not take any."""
-    count = len(kept) // 4
-    return [*kept[count : 2 * count], *kept[3 * count :]]
+    return [*kept[count : 2 * count], *kept[3 * count : 4 * count]]
 
 
 def _update(blocks: Sequence[ConvBlock], statistics: Sequence[Tensor]) -> None:
@@ -171,11 +171,14 @@ class _ConvStack(torch.autograd.Function):
         *parameters: Tensor | None,
     ) -> tuple[Tensor, ...]:
         y, kept = CONV_STACK.by_backend[backend].fwd(x, parameters, *layout, training, True)
-        count = len(kept) // 4
+        count = len(layout[1]) // 2
         trained = [p for i, p in enumerate(parameters) if i % PARAMETERS < TRAINED]
-        ctx.save_for_backward(x, y if _keeps_output(layout) else None, *trained, *kept[: 3 * count])
+        # The fourth quarter is for the running statistics alone; what follows is the backend's own.
+        kept_for_backward = (*kept[: 3 * count], *kept[4 * count :])
+        output = y if _keeps_output(layout) else None
+        ctx.save_for_backward(x, output, *trained, *kept_for_backward)
         ctx.call = (backend, layout, training)
-        statistics = _batch_statistics(kept)
+        statistics = _batch_statistics(kept, count)
         ctx.mark_non_differentiable(*statistics)
         return y, *statistics
 
@@ -204,8 +207,7 @@ class _ConvStack(torch.autograd.Function):
             )
             for b in range(count)
         ]
-        # The fourth quarter is for the running statistics alone.
-        kept = [*kept, *kept[:count]]
+        kept = [*kept[: 3 * count], *kept[:count], *kept[3 * count :]]
         grad_x, found = CONV_STACK.by_backend[backend].bwd(
             grad_y, x, y, parameters, kept, *layout, training, needs_x, needed
         )

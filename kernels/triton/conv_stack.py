@@ -229,11 +229,12 @@ def conv_stack_fwd(
 ) -> tuple[Tensor, list[Tensor]]:
     """The output in channels_last memory; then raw outputs, means, rstds and variances by block.
 
-    The latter are empty where a block has none; raw outputs also unless ``keep``.
+    The latter are empty where a block has none; raw outputs also unless ``keep``, with which the
+    norms' coefficients follow, so that no backward computes them again.
     """
     blocks = _read_blocks(parameters, options, numbers)
     # Each its own: torch.compile takes what is kept for outputs, which must differ.
-    raws, means, rstds, variances = ([x.new_empty(0) for _ in blocks] for _ in range(4))
+    raws, means, rstds, variances, coefs = ([x.new_empty(0) for _ in blocks] for _ in range(5))
     image = ReadImage(as_pixels(x))
     y = x
     for b, block in enumerate(blocks):
@@ -243,14 +244,14 @@ def conv_stack_fwd(
             raws[b] = y
         image = ReadImage(y)
         if norm is not None:
-            means[b], rstds[b] = norm.mean, norm.rstd
+            means[b], rstds[b], coefs[b] = norm.mean, norm.rstd, norm.coef
             if norm.var is not None:
                 variances[b] = norm.var
             if last:
                 y = _activated(block, y, norm)
             else:
                 image = ReadImage(y, affine(block.slope), norm.coef, slope=block.slope)
-    return y, [*raws, *means, *rstds, *variances]
+    return y, [*raws, *means, *rstds, *variances, *(coefs if keep else ())]
 
 
 class _Backward:
@@ -262,21 +263,16 @@ class _Backward:
         count = len(blocks)
         self.blocks = blocks
         self.x = as_pixels(x)
-        self.raws, self.means, self.rstds = (kept[i * count : (i + 1) * count] for i in range(3))
+        self.raws, _, self.rstds, _, self.coefs = (
+            kept[i * count : (i + 1) * count] for i in range(5)
+        )
         self.training = training
         self.grads: list[list[Tensor]] = [[x.new_empty(0)] * 4 for _ in blocks]
-        self.coefs: dict[int, Tensor] = {}
         self.grad = ReadImage(self.x)
 
     def coef(self, b: int) -> Tensor | None:
         """Of block ``b``'s norm, as its forward had it."""
-        block = self.blocks[b]
-        if not block.norm:
-            return None
-        if b not in self.coefs:
-            parameters = (self.means[b], self.rstds[b], block.gamma, block.beta)
-            self.coefs[b] = moments.coefficients(*parameters)
-        return self.coefs[b]
+        return self.coefs[b] if self.blocks[b].norm else None
 
     def image(self, b: int) -> ReadImage:
         """What block ``b`` read."""

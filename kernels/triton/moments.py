@@ -29,7 +29,7 @@ from genimg.kernels.triton.runtime import on_device_of
 BLOCK_ROWS = 64
 BLOCK_CHANNELS = 16
 NUM_WARPS = 4
-AFFINE_CHANNELS = 512  # 16 bytes a thread
+RUNNING_CHANNELS = 512  # 16 bytes a thread
 GROUP = 512
 """Rows that one program merges."""
 
@@ -158,7 +158,7 @@ def _moments_statistics_kernel(
 
 
 @triton.jit
-def _moments_affine_kernel(
+def _moments_running_kernel(
     mean_ptr,
     rstd_ptr,
     running_mean_ptr,
@@ -168,20 +168,15 @@ def _moments_affine_kernel(
     coef_ptr,
     channels,
     eps,
-    RUNNING: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """The same coefficients from mean and rstd, which ``RUNNING`` first writes."""
+    """The same from the running statistics."""
     c = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    if RUNNING:
-        mean = tl.load(running_mean_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
-        var = tl.load(running_var_ptr + c, mask=c < channels, other=1.0).to(tl.float32)
-        rstd = 1.0 / tl.sqrt_rn(var + eps)
-        tl.store(mean_ptr + c, mean, mask=c < channels)
-        tl.store(rstd_ptr + c, rstd, mask=c < channels)
-    else:
-        mean = tl.load(mean_ptr + c, mask=c < channels, other=0.0)
-        rstd = tl.load(rstd_ptr + c, mask=c < channels, other=1.0)
+    mean = tl.load(running_mean_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
+    var = tl.load(running_var_ptr + c, mask=c < channels, other=1.0).to(tl.float32)
+    rstd = 1.0 / tl.sqrt_rn(var + eps)
+    tl.store(mean_ptr + c, mean, mask=c < channels)
+    tl.store(rstd_ptr + c, rstd, mask=c < channels)
     scale = _factor(gamma_ptr, c, channels, 1.0) * rstd
     shift = _factor(beta_ptr, c, channels, 0.0)
     _store_coefficients(coef_ptr, c, channels, mean, scale, shift, tl.zeros_like(mean))
@@ -341,40 +336,18 @@ def running(
     channels = running_mean.numel()
     coef = _floats(running_mean, 4, channels)
     mean, rstd = (_floats(running_mean, channels) for _ in range(2))
-    _affine(coef, mean, rstd, running_mean, running_var, gamma, beta, eps)
-    return Norm(coef, mean, rstd, None)
-
-
-def coefficients(mean: Tensor, rstd: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-    """Those of a forward, again."""
-    coef = _floats(mean, 4, mean.numel())
-    _affine(coef, mean, rstd, None, None, gamma, beta, 0.0)
-    return coef
-
-
-def _affine(
-    coef: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-) -> None:
-    channels = mean.numel()
     with on_device_of(coef):
-        launch(_moments_affine_kernel, (triton.cdiv(channels, AFFINE_CHANNELS),))(
+        launch(_moments_running_kernel, (triton.cdiv(channels, RUNNING_CHANNELS),))(
             mean,
             rstd,
             *_dense(running_mean, running_var, gamma, beta),
             coef,
             channels,
             eps,
-            RUNNING=running_mean is not None,
-            BLOCK_CHANNELS=AFFINE_CHANNELS,
+            BLOCK_CHANNELS=RUNNING_CHANNELS,
             num_warps=NUM_WARPS,
         )
+    return Norm(coef, mean, rstd, None)
 
 
 def norm_grads(
@@ -422,7 +395,7 @@ def compiles() -> Iterator[Compile]:
         (_moments_group_kernel, {"STATISTICS": True}),
         (_moments_group_kernel, {"STATISTICS": False}),
         (_moments_statistics_kernel, {}),
-        (_moments_affine_kernel, {"RUNNING": True, "BLOCK_CHANNELS": AFFINE_CHANNELS}),
+        (_moments_running_kernel, {"BLOCK_CHANNELS": RUNNING_CHANNELS}),
         (_moments_grads_kernel, {"BATCH": True}),
         (_moments_bias_kernel, {}),
     ):

@@ -14,7 +14,7 @@ from genimg.kernels.triton import runtime
 TRACED = {
     "batch_norm_act": ("channels_last", 6),
     "conv2d": ("k4s2p1_primes", 3),
-    "conv_stack": ("generator", 19),
+    "conv_stack": ("generator", 17),
     "conv_transpose2d": ("k4s2p1_primes", 3),
     "leaky_relu": ("primes", 2),
     "reparam_kl": ("primes", 2),
