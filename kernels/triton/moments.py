@@ -6,6 +6,10 @@ in a fixed order, a block of them in two passes and the blocks by Chan's formula
 large sums is taken, and two runs agree to the bit. Many rows are first merged into fewer, by
 several programs.
 
+The merge is a launch of its own, not the last tile's work. A program for every few channels reads
+the rows, where the last tile would read those of all its columns alone, at a core's share of the
+cache; and no counter must be zero before, on every stream and in every replay of a graph.
+
 Each kernel ends in the coefficients, float32 ``[4, channels]``, that ``prologue.py`` reads through.
 
 Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983, equation 2.1.
