@@ -160,9 +160,9 @@ TMA: dict[int, tuple[Tile, ...]] = {
 }
 """Tiles of fprop and dgrad by descriptors in half precision, by compute capability.
 
-None ships: they are for a measurement to take, in place of one as wide. All fit without a spill; on
-sm_90 the registers of 128 x 64 let two programs run on a core at once, with a prologue and
-statistics (at most 128, by pointers 136 and more).
+None is taken by itself: ``genimg.autotune`` measures them beside one as wide. All fit without a
+spill; on sm_90 the registers of 128 x 64 let two programs run on a core at once, with a prologue
+and statistics (at most 128, by pointers 136 and more).
 """
 
 # A program costs the interpreter the same for any tile: several of each, and no more.
@@ -208,20 +208,27 @@ def image_tiles(x: Tensor, precision: str, columns: int, summands: int) -> list[
     """Of fprop and dgrad, for so many columns and, under one tap, summands.
 
     First the table's, then those that may be faster: the next narrower one, of which more programs
-    run, and others as wide.
+    run, and others as wide, of which those by descriptors serve but some images.
     """
     tiles = _tiles(x, precision)
     widths = tiles.image
     at = next((i for i, tile in enumerate(widths) if columns <= tile.n), len(widths) - 1)
-    as_wide = [tile for tile in tiles.image_more if tile.n == widths[at].n]
+    others = (*tiles.image_more, *(tile for tile in _by_descriptors(x) if tile.k <= summands))
+    as_wide = [tile for tile in others if tile.n == widths[at].n]
     return _fitted([widths[at], *widths[:at][-1:], *as_wide], summands)
+
+
+def _by_descriptors(x: Tensor) -> tuple[Tile, ...]:
+    if INTERPRETED or x.dtype == torch.float32:
+        return ()
+    return TMA.get(_capability(x.device), ())
 
 
 def phases_tiles(x: Tensor, precision: str, columns: int, summands: int) -> list[Tile]:
     """Of dgrad for few channels: those that hold all columns."""
     width = _power_of_2(columns)
     table, *others = image_tiles(x, precision, columns, summands)
-    return [table._replace(n=width), *(tile for tile in others if tile.n == width)]
+    return [table._replace(n=width), *(tile for tile in others if tile.n == width and not tile.tma)]
 
 
 def _fitted(tiles: list[Tile], summands: int) -> list[Tile]:

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from genimg.kernels.triton import configs, contraction
-from genimg.kernels.triton.boxes import box_constants, dgrad_operands, pixels_of_tile
+from genimg.kernels.triton.boxes import box_constants, dgrad_box, dgrad_operands, pixels_of_tile
 from genimg.kernels.triton.choice import tile_of
 from genimg.kernels.triton.configs import Tile
 from genimg.kernels.triton.conv_dgrad_few import dgrad_few, is_few
@@ -222,6 +222,7 @@ def dgrad(
     if tile is None:
         kind = precision(image.x)
         tiles = configs.image_tiles(image.x, kind, g.large_channels, g.small_channels)
+        tiles = [tile for tile in tiles if not tile.tma or dgrad_box(tile, image, weight, g)]
         run = functools.partial(dgrad, image, weight, g, epilogue)
         facts = (kind, image.prologue, epilogue.kind)
         tile = tile_of("conv_dgrad", image.x, tiles, run, g, *facts)

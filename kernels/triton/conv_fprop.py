@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from genimg.kernels.triton import configs, contraction
-from genimg.kernels.triton.boxes import box_constants, fprop_operands, pixels_of_tile
+from genimg.kernels.triton.boxes import box_constants, fprop_box, fprop_operands, pixels_of_tile
 from genimg.kernels.triton.choice import tile_of
 from genimg.kernels.triton.configs import Tile
 from genimg.kernels.triton.epilogue import Epilogue, write_tile
@@ -193,6 +193,7 @@ def fprop(
     if tile is None:
         summands = few * g.taps or g.large_channels
         tiles = configs.image_tiles(image.x, precision(image.x), g.small_channels, summands)
+        tiles = [tile for tile in tiles if not tile.tma or fprop_box(tile, image, weight, g)]
         run = functools.partial(fprop, image, weight, g, epilogue)
         facts = (precision(image.x), image.prologue, epilogue.kind)
         tile = tile_of("conv_fprop", image.x, tiles, run, g, *facts)

@@ -256,7 +256,8 @@ def candidates(capability, dtype, precision, monkeypatch):
     for columns in (1, FEW, 16, 20, 32, 64, 100, 128, 512):
         for summands in (FEW * 16, 64, 512):
             yield "conv_fprop", False, configs.image_tiles(x, precision, columns, summands)
-        yield "conv_fprop", True, configs.image_tiles(x, precision, columns, 16 * FEW)
+        tiles = configs.image_tiles(x, precision, columns, 16 * FEW)
+        yield "conv_fprop", True, [tile for tile in tiles if not tile.tma]  # there is no box
         yield "conv_dgrad", False, configs.image_tiles(x, precision, columns, 64)
         for rows in (20, 64, 512):
             for few in (False, True):
@@ -276,21 +277,28 @@ def test_candidates_are_few_and_compiled(capability, monkeypatch):
                 entry.capabilities
             ):
                 continue
-            tile = Tile(*(found[f"BLOCK_{axis}"] for axis in "MNK"), *entry.options.values())
+            tile = Tile(
+                *(found[f"BLOCK_{axis}"] for axis in "MNK"),
+                *entry.options.values(),
+                tma=bool(found.get("BOX_N")),
+            )
             few = name == "conv_dgrad_few" or bool(found.get("FEW"))
             for dtype in entry.dtypes:
                 compiled.add((name, few, dtype == "fp32", found["PRECISION"], tile))
     others = len({*BACKENDS} - {"triton", "cpu"})
     several = set()
+    by_descriptors = set()
     for dtype, precision in PRECISIONS:
         for name, few, tiles in candidates(capability, dtype, precision, monkeypatch):
             assert 1 <= len(tiles) <= 8 - others
             assert len({tile.name for tile in tiles}) == len(tiles)
             if len(tiles) > 1:
                 several.add(name)
+            by_descriptors.update(name for tile in tiles if tile.tma)
             for tile in tiles:
                 assert (name, few, dtype == torch.float32, precision, tile) in compiled
     assert several == {*CONTRACTIONS}
+    assert by_descriptors == ({"conv_fprop", "conv_dgrad"} if capability in configs.TMA else set())
 
 
 def test_as_wide_as_all_columns_of_all_phases(monkeypatch):
