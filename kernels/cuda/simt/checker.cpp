@@ -14,6 +14,7 @@ struct ReadSet {
 };
 
 std::vector<ReadSet> read_sets;
+std::vector<OperandRead> reads_of_operands;
 
 struct Access {
   uintptr_t address;
@@ -28,9 +29,12 @@ std::string where(const Access& access) {
 
 [[noreturn]] void report_race(const Access& access, const Record& other, const char* did) {
   const bool same = other.serial == block().serial;
+  const bool by_thread = other.kind != Kind::kBulk && other.kind != Kind::kLanded;
+  const std::string by = by_thread ? std::string(" by ") + (same ? "" : "another block's ") +
+                                         "thread " + thread_name(other.thread)
+                                   : "";
   fail("race on " + where(access) + ": " + access.what + " at " + place(access.pc) +
-       " is not ordered after " + did + " by " + (same ? "" : "another block's ") + "thread " +
-       thread_name(other.thread) + " at " + place(other.pc));
+       " is not ordered after " + did + by + " at " + place(other.pc));
 }
 
 bool is_ordered(const Record& record, bool shared) {
@@ -48,9 +52,10 @@ bool is_ordered(const Record& record, bool shared) {
 }
 
 const char* name_of(Kind kind) {
-  return kind == Kind::kAtomic  ? "an atomic"
-         : kind == Kind::kAsync ? "a cp.async that was not waited for"
-                                : "a write";
+  return kind == Kind::kAtomic                          ? "an atomic"
+         : kind == Kind::kAsync                         ? "a cp.async that was not waited for"
+         : kind == Kind::kBulk || kind == Kind::kLanded ? "a TMA load that was not waited for"
+                                                        : "a write";
 }
 
 Record record_of(Kind kind, uint32_t pc) {
@@ -65,6 +70,48 @@ Record record_of(Kind kind, uint32_t pc) {
           static_cast<uint16_t>(self.thread),
           kind,
           static_cast<uint8_t>(since_fence)};
+}
+
+bool is_under_way(const Record& record) {
+  return (record.kind == Kind::kAsync || record.kind == Kind::kBulk) &&
+         record.serial == block().serial;
+}
+
+// What the tensor cores and TMA touch goes another way than a thread's accesses: a write of the
+// latter counts for them once its thread has fenced it, and that is known.
+void check_proxy(const Access& access, const Record& write, const Epochs& known) {
+  if (write.serial != block().serial || write.kind == Kind::kLanded) return;
+  const std::vector<uint32_t>& fences = block().fibers[write.thread].proxy_fences;
+  const auto fence = std::lower_bound(fences.begin(), fences.end(), write.epoch);
+  if (fence != fences.end() && *fence < known[write.thread]) return;
+  fail("race on " + where(access) + ": " + access.what + " at " + place(access.pc) +
+       " without fence.proxy.async after the write by thread " + thread_name(write.thread) +
+       " at " + place(write.pc));
+}
+
+// A warp has waited if what one of its threads did after the wait's beginning is known.
+bool have_waited(const OperandRead& read) {
+  if (read.pending > 0) return false;
+  const Fiber& self = *current();
+  for (unsigned warp = 0; warp < 4; ++warp) {
+    bool known = false;
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      const unsigned thread = read.first_thread + warp * 32 + lane;
+      const uint32_t epoch = thread == self.thread ? self.epoch : (*self.clock->own)[thread];
+      known |= epoch >= read.epochs[warp * 32 + lane];
+    }
+    if (!known) return false;
+  }
+  return true;
+}
+
+void check_operand_reads(const Access& access, size_t bytes) {
+  for (const OperandRead& read : reads_of_operands) {
+    if (access.address + bytes <= read.begin || access.address >= read.end) continue;
+    if (have_waited(read)) continue;
+    fail("race on " + where(access) + ": " + access.what + " at " + place(access.pc) +
+         " is not ordered after the end of wgmma, which reads there, at " + place(read.pc));
+  }
 }
 
 void check_initialised(const Access& access, const Cell& cell) {
@@ -103,8 +150,7 @@ void remember_reader(Cell* cell, bool shared, uint32_t pc) {
 void check_read(const Access& access, Cell* cell) {
   const bool shared = access.region.shared;
   check_initialised(access, *cell);
-  if (!is_ordered(cell->write, shared) ||
-      (cell->write.kind == Kind::kAsync && cell->write.serial == block().serial)) {
+  if (!is_ordered(cell->write, shared) || is_under_way(cell->write)) {
     report_race(access, cell->write, name_of(cell->write.kind));
   }
   if (!is_ordered(cell->atomic, shared)) report_race(access, cell->atomic, "an atomic");
@@ -125,12 +171,11 @@ void check_readers(const Access& access, const Cell& cell) {
   }
 }
 
-void check_write(const Access& access, Cell* cell, Kind kind) {
+void check_write(const Access& access, Cell* cell, Kind kind, const Record& record) {
   const bool shared = access.region.shared;
   const bool both_atomic = kind == Kind::kAtomic && cell->write.kind == Kind::kAtomic;
   const bool after_write = is_ordered(cell->write, shared);
-  const bool pending = cell->write.kind == Kind::kAsync && cell->write.serial == block().serial &&
-                       cell->write.thread != current()->thread;
+  const bool pending = is_under_way(cell->write) && cell->write.thread != current()->thread;
   if ((!after_write && !both_atomic) || pending) {
     report_race(access, cell->write, name_of(cell->write.kind));
   }
@@ -143,7 +188,7 @@ void check_write(const Access& access, Cell* cell, Kind kind) {
   } else if (is_ordered(cell->atomic, shared)) {
     cell->atomic = {};
   }
-  cell->write = record_of(kind, access.pc);
+  cell->write = record;
   cell->readers[0] = cell->readers[1] = {};
 }
 
@@ -161,7 +206,12 @@ void check_elsewhere(uintptr_t address, bool write, uint32_t pc) {
 
 }  // namespace
 
-void clear_read_sets() { read_sets.clear(); }
+void clear_read_sets() {
+  read_sets.clear();
+  reads_of_operands.clear();
+}
+
+std::vector<OperandRead>& operand_reads() { return reads_of_operands; }
 
 void check_access(const void* pointer, size_t bytes, bool write, Kind kind, uint32_t pc) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
@@ -185,16 +235,66 @@ void check_access(const void* pointer, size_t bytes, bool write, Kind kind, uint
   const uintptr_t base = region->begin & ~uintptr_t{1};
   const size_t first = (address - base) >> region->granule_shift;
   const size_t last = (address + bytes - 1 - base) >> region->granule_shift;
+  if (write && region->shared && !reads_of_operands.empty()) {
+    check_operand_reads({address, *region, what, pc}, bytes);
+  }
   for (size_t i = first; i <= last; ++i) {
     const Access access{i == first ? address : base + (i << region->granule_shift), *region, what,
                         pc};
     if (kind == Kind::kAtomic) check_initialised(access, region->cells[i]);
     if (write) {
-      check_write(access, region->cells + i, kind);
+      check_write(access, region->cells + i, kind, record_of(kind, pc));
     } else {
       check_read(access, region->cells + i);
     }
   }
+}
+
+namespace {
+
+// f(access, cell) for every granule of bytes that lie within a region, which the caller has seen
+// to.
+template <typename Visit>
+void for_each_cell(uintptr_t address, size_t bytes, const char* what, uint32_t pc, Visit visit) {
+  const Region& region = *find_region(address);
+  const uintptr_t base = region.begin & ~uintptr_t{1};
+  const size_t end = (address + bytes - 1 - base) >> region.granule_shift;
+  for (size_t i = (address - base) >> region.granule_shift; i <= end; ++i) {
+    visit(Access{base + (i << region.granule_shift), region, what, pc}, region.cells[i]);
+  }
+}
+
+}  // namespace
+
+void check_bulk_write(void* to, size_t bytes, unsigned mbarrier, uint32_t phase, uint32_t pc) {
+  const auto address = reinterpret_cast<uintptr_t>(to);
+  const auto thread = static_cast<uint16_t>(block().fibers.size() + mbarrier);
+  const Record record{block().serial, phase, pc, thread, Kind::kBulk, 0};
+  Epochs known = *current()->clock->own;
+  known[current()->thread] = current()->epoch;
+  check_operand_reads({address, *find_region(address), "TMA load", pc}, bytes);
+  for_each_cell(address, bytes, "TMA load", pc, [&](const Access& access, Cell& cell) {
+    const Record before = cell.write;
+    check_write(access, &cell, Kind::kBulk, record);
+    check_proxy(access, before, known);
+  });
+}
+
+void land_bulk_write(void* to, size_t bytes) {
+  for_each_cell(reinterpret_cast<uintptr_t>(to), bytes, "", 0, [](const Access&, Cell& cell) {
+    if (cell.write.kind == Kind::kBulk) cell.write.kind = Kind::kLanded;
+  });
+}
+
+void check_operand(const void* from, size_t bytes, const Epochs& known, uint32_t pc) {
+  for_each_cell(reinterpret_cast<uintptr_t>(from), bytes, "wgmma", pc,
+                [&](const Access& access, Cell& cell) {
+                  check_initialised(access, cell);
+                  if (is_under_way(cell.write) || known[cell.write.thread] < cell.write.epoch) {
+                    report_race(access, cell.write, name_of(cell.write.kind));
+                  }
+                  check_proxy(access, cell.write, known);
+                });
 }
 
 bool written_in_this_launch(const void* pointer, size_t bytes) {

@@ -40,7 +40,7 @@ ClockPtr merged(const ClockPtr& a, const ClockPtr& b) {
 
 void reset_clocks() {
   auto clock = std::make_shared<Clock>();
-  clock->own = std::make_shared<Epochs>(block().fibers.size());
+  clock->own = std::make_shared<Epochs>(block().fibers.size() + kMaxMbarriers);
   for (Fiber& fiber : block().fibers) {
     fiber.clock = clock;
     fiber.epoch = 1;
@@ -102,6 +102,28 @@ void publish(const void* address) {
   mine = larger(mine, self.released->own);
   add_blocks(clock.get(), *self.released);
   published = clock;
+}
+
+void release(ClockPtr* to) {
+  Fiber& self = *current();
+  auto clock = std::make_shared<Clock>(*self.clock);
+  auto own = std::make_shared<Epochs>(*clock->own);
+  (*own)[self.thread] = self.epoch++;
+  clock->own = own;
+  *to = merged(*to, clock);
+}
+
+void acquire(const ClockPtr& from) {
+  Fiber& self = *current();
+  self.clock = merged(self.clock, from);
+}
+
+void note_epoch(ClockPtr* clock, unsigned thread, uint32_t epoch) {
+  auto noted = std::make_shared<Clock>(**clock);
+  auto own = std::make_shared<Epochs>(*noted->own);
+  (*own)[thread] = epoch;
+  noted->own = own;
+  *clock = noted;
 }
 
 void forget_publishers() { publishers.clear(); }

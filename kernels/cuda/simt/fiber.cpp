@@ -53,6 +53,8 @@ void reserve_stacks() {
     fail("the thread ends before its cp.async has been waited for, issued at " +
          place(running->copies.front().site));
   }
+  const std::string products = describe_unfinished_products(running->thread);
+  if (!products.empty()) fail(products);
   leave_fiber();
 }
 

@@ -67,17 +67,25 @@ void open_block_barrier(const std::vector<Fiber*>& waiting) {
                                                         : count != 0;
   join(waiting);
   ++the_block.barriers;
+  std::vector<OperandRead>& reads = operand_reads();
+  reads.erase(std::remove_if(reads.begin(), reads.end(),
+                             [](const OperandRead& read) { return read.pending == 0; }),
+              reads.end());
   for (Fiber* fiber : waiting) {
     fiber->predicate = result;
     fiber->state = State::kReady;
   }
 }
 
-// Nobody can run: a barrier that everybody has reached opens, everything else is a fault. Whether
-// the block goes on.
+// Nobody can run: a TMA load lands, or a barrier that everybody has reached opens; everything else
+// is a fault. Whether the block goes on.
 bool settle() {
-  const std::string incomplete = describe_incomplete_collective();
-  if (!incomplete.empty()) fail(incomplete);
+  if (land_bulk_copy()) return true;
+  for (const auto describe :
+       {describe_incomplete_collective, describe_incomplete_warpgroup, describe_spinner}) {
+    const std::string reason = describe();
+    if (!reason.empty()) fail(reason);
+  }
   std::vector<Fiber*> waiting;
   const Fiber* done = nullptr;
   for (Fiber& fiber : the_block.fibers) {
@@ -114,6 +122,8 @@ void run_block() {
   ++statistics().blocks;
   clear_collectives();
   clear_read_sets();
+  clear_mbarriers();
+  clear_warpgroups();
   start_shared_block();
   for (unsigned i = 0; i < threads; ++i) make_fiber(i);
   reset_clocks();

@@ -28,6 +28,11 @@ using SharedKey = std::tuple<std::string, std::string, int, size_t>;
 std::map<SharedKey, SharedVariable> shared_variables;
 size_t static_bytes = 0;
 
+// Shared memory as instructions name it: 18 bits of an address. A variable's own address ends in
+// those bits that it would have there.
+constexpr size_t kWindow = 256 << 10;
+size_t window_used = 0;
+
 void remove_region(uintptr_t begin) {
   const auto found = std::find_if(regions.begin(), regions.end(),
                                   [=](const Region& region) { return region.begin == begin; });
@@ -45,11 +50,13 @@ SharedVariable& shared_of(const SharedKey& key, size_t bytes, size_t granule,
   SharedVariable& variable = entry->second;
   if (!is_new) return variable;
   // Just past a stricter boundary: no kernel gets by on more alignment than was promised.
+  const size_t offset = window_used % kWindow + kAlignment;
+  window_used = (window_used + kAlignment + bytes + 1023) / 1024 * 1024;
   void* allocation = nullptr;
-  if (posix_memalign(&allocation, 1024, bytes + kAlignment) != 0) {
+  if (posix_memalign(&allocation, kWindow, offset + bytes) != 0) {
     throw Error("no memory for shared variables");
   }
-  variable = {allocation, static_cast<unsigned char*>(allocation) + kAlignment, bytes};
+  variable = {allocation, static_cast<unsigned char*>(allocation) + offset, bytes};
   const auto begin = reinterpret_cast<uintptr_t>(variable.begin);
   if (bytes > 0)
     add_region({begin, begin + bytes, name, true, false, false, 0, nullptr, 0}, granule);
@@ -137,7 +144,16 @@ void free_shared() {
     std::free(variable.allocation);
   }
   shared_variables.clear();
-  static_bytes = 0;
+  static_bytes = window_used = 0;
+}
+
+unsigned char* shared_byte(uint32_t address) {
+  for (const auto& [key, variable] : shared_variables) {
+    const auto begin = reinterpret_cast<uintptr_t>(variable.begin);
+    const size_t offset = (address - begin) % kWindow;
+    if (offset < variable.bytes) return static_cast<unsigned char*>(variable.begin) + offset;
+  }
+  return nullptr;
 }
 
 bool in_call(uintptr_t address) {

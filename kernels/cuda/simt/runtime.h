@@ -36,7 +36,11 @@ Statistics& statistics();
 
 // ---- clocks (clocks.cpp)
 
-using Epochs = std::vector<uint32_t>;  // by thread: up to which epoch its accesses are known
+// By thread: up to which epoch its accesses are known. Behind the threads come the block's
+// mbarriers, whose epoch is the number of their phase: what a TMA load writes is known to whoever
+// has waited for that phase.
+using Epochs = std::vector<uint32_t>;
+constexpr unsigned kMaxMbarriers = 64;
 
 // What a thread knows of others: of its own block, and of blocks that it has acquired. Shared, so
 // never changed.
@@ -51,10 +55,14 @@ void reset_clocks();
 void join(const std::vector<Fiber*>& threads);  // of a barrier
 void publish(const void* address);              // by the running thread's atomic
 void forget_publishers();
+void release(ClockPtr* to);          // by the running thread's arrival
+void acquire(const ClockPtr& from);  // by the running thread's wait
+void note_epoch(ClockPtr* clock, unsigned thread, uint32_t epoch);
 
 // ---- fibers (fiber.cpp)
 
-enum class State { kReady, kBlock, kWarp, kDone };
+// kSpin waits for an mbarrier, kGroup for the other threads of a warpgroup.
+enum class State { kReady, kBlock, kWarp, kSpin, kGroup, kDone };
 
 struct AsyncCopy {
   void* to;
@@ -74,8 +82,11 @@ struct Fiber {
   uint32_t epoch;
   ClockPtr clock, released, pending;
   std::vector<AsyncCopy> copies;
-  std::vector<size_t> groups;  // how many copies each committed group has
-  void* fake_stack;            // AddressSanitizer's
+  std::vector<size_t> groups;          // how many copies each committed group has
+  std::vector<uint32_t> proxy_fences;  // epochs that a fence.proxy.async has closed
+  bool registers_fenced;               // by wgmma.fence, since the last wait
+  const void* mbarrier;                // that it spins on
+  void* fake_stack;                    // AddressSanitizer's
 };
 
 Fiber* current();  // null on the host's stack
@@ -115,6 +126,18 @@ std::string describe_incomplete_collective();  // empty if there is none
 void meet(unsigned mask, const char* operation, Site site, void* arguments,
           void (*finish)(void* const* arguments, unsigned mask));
 
+// ---- mbarriers and TMA (mbarrier.cpp)
+
+void clear_mbarriers();
+bool land_bulk_copy();           // one of those under way; whether there was one
+std::string describe_spinner();  // a thread that waits for ever, or empty
+
+// ---- warpgroups (wgmma.cpp)
+
+void clear_warpgroups();
+std::string describe_incomplete_warpgroup();
+std::string describe_unfinished_products(unsigned thread);
+
 // ---- memory (memory.cpp)
 
 struct Region {
@@ -134,13 +157,38 @@ std::string describe_nearest(uintptr_t address);
 void start_shared_block();
 void free_shared();
 bool in_call(uintptr_t address);
+// The byte of shared memory with these low 18 bits of its address, as descriptors name it, or null.
+unsigned char* shared_byte(uint32_t address);
 
 // ---- the checker (checker.cpp)
 
-enum class Kind : uint8_t { kPlain, kAtomic, kAsync, kMany };
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kChecked = false;
+#else
+constexpr bool kChecked = true;
+#endif
+
+// kBulk is a TMA load under way, kLanded one that has come.
+enum class Kind : uint8_t { kPlain, kAtomic, kAsync, kBulk, kLanded, kMany };
 void check_access(const void* address, size_t bytes, bool write, Kind kind, uint32_t pc);
+// Of a TMA load, in the phase of an mbarrier, by its place behind the threads in Epochs.
+void check_bulk_write(void* to, size_t bytes, unsigned mbarrier, uint32_t phase, uint32_t pc);
+void land_bulk_write(void* to, size_t bytes);
+// Of an operand that wgmma reads, by threads who all know `known`.
+void check_operand(const void* from, size_t bytes, const Epochs& known, uint32_t pc);
 bool written_in_this_launch(const void* address, size_t bytes);
 void clear_read_sets();
+
+// What wgmma reads from its issue to its end: the bytes between an operand's first and last.
+// Whoever writes there must know that every warp of the group has waited.
+struct OperandRead {
+  uintptr_t begin, end;
+  unsigned first_thread;
+  uint32_t pc;
+  unsigned pending;              // products that have not been waited for
+  std::vector<uint32_t> epochs;  // of the group's threads, when they waited for the last one
+};
+std::vector<OperandRead>& operand_reads();
 
 // ---- reports (report.cpp)
 
