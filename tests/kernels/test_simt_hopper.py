@@ -1,0 +1,98 @@
+"""The emulator on Hopper's instructions: right kernels pass, each planted bug is found and named.
+
+The numbers of the bugs are those of ``docs/emulation.md``.
+"""
+
+import re
+
+import emulator
+import pytest
+import torch
+from emulator import SCHEDULES, KernelError, Read, Write, call
+
+schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+checked = pytest.mark.skipif("config.getoption('--sanitized')", reason="the checker is not built")
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return emulator.library("genimg_planted")
+
+
+def gemm90(planted, schedule, bug=0, rows=72, columns=40, depth=296, dtype=torch.bfloat16):
+    """Small integers, so that the sums are exact; no size is a multiple of the tile's."""
+    a = torch.randint(-3, 4, (rows, depth)).to(dtype)
+    b = torch.randint(-3, 4, (depth, columns)).to(dtype)
+    c = torch.empty(rows, columns)
+    name = "planted_gemm90_" + {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    call(planted, name, Read(a), Read(b), Write(c), rows, columns, depth, bug, schedule=schedule)
+    assert torch.equal(c.double(), a.double() @ b.double())
+
+
+@schedules
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_right_kernel_passes(planted, dtype, schedule):
+    gemm90(planted, schedule, dtype=dtype)
+    statistics = emulator.statistics(planted)
+    assert statistics["products"] == statistics["blocks"] * 5 * 4
+
+
+# number, what the message says
+BUGS = (
+    (31, "TMA load at .* is not ordered after (the end of wgmma|a TMA load)|more arrivals than 1"),
+    (32, "TMA load that was not waited for|waits for ever .* bytes are missing"),
+    (33, "(uninitialised|wgmma at .* is not ordered after a TMA load)"),
+    (34, "race on dynamic shared.*TMA load at .* is not ordered after the end of wgmma"),
+    (37, "initialised without mbarrier_init_fence"),
+)
+
+
+@checked
+@schedules
+@pytest.mark.parametrize(("bug", "message"), BUGS, ids=lambda v: str(v)[:8])
+def test_planted_bug_is_named(planted, bug, message, schedule):
+    with pytest.raises(KernelError) as caught:
+        gemm90(planted, schedule, bug)
+    first_line = str(caught.value).splitlines()[0]
+    assert re.search(message, first_line), first_line
+    assert "planted_gemm90.cu:" in first_line
+    assert "gemm90_kernel" in str(caught.value)
+
+
+def staged(planted, schedule, bug=0):
+    a, b = (torch.randint(-3, 4, (64, 16)).bfloat16() for _ in range(2))
+    d = torch.empty(64, 64)
+    call(planted, "planted_staged", Read(a), Read(b), Write(d), bug, schedule=schedule)
+    assert torch.equal(d.double(), a.double() @ b.double().T)
+
+
+@schedules
+def test_operands_written_by_threads(planted, schedule):
+    staged(planted, schedule)
+
+
+PROXY = "wgmma at .* without fence.proxy.async after the write by thread"
+
+
+@checked
+@schedules
+@pytest.mark.parametrize(
+    ("bug", "message"),
+    [
+        (35, "the thread ends before its wgmma has been waited for"),
+        (36, "no wgmma_fence since the last wait"),
+        (38, PROXY),
+        (39, PROXY),  # too late: behind the barrier
+        (41, "write at .* is not ordered after the end of wgmma"),
+    ],
+)
+def test_staging_bug_is_named(planted, bug, message, schedule):
+    with pytest.raises(KernelError, match=message):
+        staged(planted, schedule, bug)
+
+
+def test_sums_read_before_the_wait_are_wrong(planted):
+    """Bug 40, where products land at the last moment: at once is a legal moment, too."""
+    with pytest.raises(AssertionError) as caught:
+        staged(planted, SCHEDULES[0], 40)
+    assert not isinstance(caught.value, KernelError)
