@@ -1,9 +1,9 @@
 """What a CUDA kernel must be to pass ``make check-cuda``, which needs no GPU.
 
 As CMake's compiler launcher it runs nvcc with ptxas' report on. It fails on a spill, on a stack
-frame, on ptxas' advice on wgmma (C7508, C7510), and on a matrix kernel without matrix
-instructions in its binary. With ``report`` as its argument it prints registers, shared memory and
-occupancy of every kernel that was compiled under a folder.
+frame, on ptxas' advice on wgmma (C7508, C7510, C7518 to C7520), and on a matrix kernel without
+matrix instructions in its binary. With ``report`` as its argument it prints registers, shared
+memory and occupancy of every kernel that was compiled under a folder.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ ENTRY = re.compile(
     r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
     re.DOTALL,
 )
-ADVICE = re.compile(r"^.*\bC75(?:08|10)\b.*$", re.MULTILINE)
-MATRIX_CALL = re.compile(r"\bsimt::(mma|wgmma)_\w+\(")
+ADVICE = re.compile(r"^.*\bC75(?:08|10|18|19|20)\b.*$", re.MULTILINE)
+MATRIX_CALL = re.compile(r"\bsimt::(mma|wgmma)_m\w+[(<]")
 
 
 def kernels_in(report: str) -> list[dict[str, str | int]]:
@@ -59,12 +59,12 @@ def faults(report: str, rows: list[dict[str, str | int]]) -> list[str]:
 def matrix_faults(source: str, sass: dict[str, str]) -> list[str]:
     """Which binaries of a matrix kernel, by architecture, lack matrix instructions."""
     calls = set(MATRIX_CALL.findall(source))
-    wanted = {("HGMMA" if "wgmma" in calls and arch == "90a" else "HMMA") for arch in sass}
+    wanted = [("HMMA", arch) for arch in sass if "mma" in calls]
+    wanted += [("HGMMA", arch) for arch in sass if "wgmma" in calls and arch == "90a"]
     return [
         f"no {instruction} for sm_{arch}"
-        for instruction in wanted
-        for arch, text in sass.items()
-        if calls and not re.search(rf"\b{instruction}\b", text)
+        for instruction, arch in wanted
+        if not re.search(rf"\b{instruction}\b", sass[arch])
     ]
 
 

@@ -41,6 +41,8 @@ def test_stack_and_spills_do_not_pass(stack, stores):
 def test_advice_on_wgmma_does_not_pass():
     report = REPORT.format(stack=0, stores=0) + "ptxas info    : (C7510) Potential Performance Loss"
     assert len(gate.faults(report, gate.kernels_in(report))) == 1
+    report = report.replace("C7510", "C7519")
+    assert len(gate.faults(report, gate.kernels_in(report))) == 1
     assert gate.faults("", []) == ["ptxas reported no kernel"]
 
 
@@ -49,6 +51,9 @@ def test_a_matrix_kernel_has_matrix_instructions():
     sass = {"80": "HMMA.16816.F32.BF16 R4, R4", "90a": "FFMA R4, R4"}
     assert gate.matrix_faults(call, sass) == ["no HMMA for sm_90a"]
     assert gate.matrix_faults("y[i] = x[i];", sass) == []
+    call = "simt::wgmma_m64n64k16<true>(acc, a, b, T{}); simt::wgmma_commit();"
+    assert gate.matrix_faults(call, {"80": "RET", "90a": "HMMA"}) == ["no HGMMA for sm_90a"]
+    assert gate.matrix_faults(call, {"80": "RET", "90a": "HGMMA.64x64x16.F32 R4, gdesc"}) == []
 
 
 @pytest.mark.parametrize(
