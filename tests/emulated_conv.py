@@ -10,7 +10,7 @@ from emulator import NAMES, Read, Write, launch, library
 from torch import Tensor
 
 ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid")
-TILES = ("auto", "64x16", "64x64", "128x64", "128x128")
+TILES = ("auto", "64x16", "64x64", "128x64", "128x128", "halo")
 
 Pair = tuple[int, int]
 

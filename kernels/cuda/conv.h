@@ -91,7 +91,8 @@ struct ConvPrologue {
   float negative_slope = 0;
 };
 
-// Rows and columns of the product that a block works on.
-enum class ConvTile { kAuto, k64x16, k64x64, k128x64, k128x128 };
+// Rows and columns of the product that a block works on. kHalo is dgrad's kernel for Hopper, where
+// it serves, and kAuto elsewhere.
+enum class ConvTile { kAuto, k64x16, k64x64, k128x64, k128x128, kHalo };
 
 }  // namespace genimg::cuda

@@ -4,6 +4,7 @@
 #include "conv_dgrad.h"
 
 #include "conv_dgrad_few.h"
+#include "conv_dgrad_halo.h"
 #include "conv_launch.h"
 #include "conv_source.h"
 
@@ -178,6 +179,15 @@ cudaError_t launch_conv_dgrad(const ConvGeometry& geometry, const T* small, cons
                               T* large, const ConvPrologue& prologue, const ConvEpilogue& epilogue,
                               ConvTile tile, cudaStream_t stream) {
   const bool plain = prologue.kind == ConvPrologue::kNone && is_plain(epilogue);
+  if constexpr (sizeof(T) == 2) {
+    // kAuto is not kHalo, on Hopper either, until that has run on a GPU.
+    if (tile == ConvTile::kHalo &&
+        conv_dgrad_halo_serves(geometry, small, weight, large, prologue, !plain)) {
+      return launch_conv_dgrad_halo(geometry, small, weight, large, prologue, epilogue, !plain,
+                                    stream);
+    }
+  }
+  if (tile == ConvTile::kHalo) tile = ConvTile::kAuto;
   if constexpr (sizeof(T) == 2) {
     if (plain && tile == ConvTile::kAuto && conv_dgrad_few_serves(geometry)) {
       return launch_conv_dgrad_few(geometry, small, weight, large, epilogue, stream);

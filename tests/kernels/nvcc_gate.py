@@ -109,7 +109,9 @@ def compile_and_judge(command: list[str]) -> int:
         return done.returncode
     rows = kernels_in(done.stderr) if source.parent.name == "cuda" else []
     found = faults(done.stderr, rows) if source.parent.name == "cuda" else []
-    text = with_headers(source)
+    text = source.read_text(encoding="utf-8")
+    if not MATRIX_CALL.search(text):
+        text = with_headers(source)
     if MATRIX_CALL.search(text):
         found += matrix_faults(text, disassemble(binary))
     if found:
