@@ -1,4 +1,4 @@
-"""The emulator's own kernels on this machine's GPU: compiles them by nvcc, and calls them."""
+"""Kernels of the emulator's tests on this machine's GPU: compiles them by nvcc, and calls them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ import pytest
 import torch
 from emulator import ROOT, SOURCES, Read, Update, Write
 
-KERNELS = ("contract_portable.cu", "contract_hopper.cu", "planted_matmul.cu", "planted_gemm90.cu")
+NAMES = (
+    "contract_portable.cu",
+    "contract_hopper.cu",
+    "planted_matmul.cu",
+    "planted_gemm90.cu",
+    "gpu_dgrad_halo.cu",
+)
+KERNELS = (*(SOURCES / name for name in NAMES), ROOT / "kernels/cuda/conv_dgrad_halo.cu")
 
 
 def nvcc() -> str | None:
@@ -32,7 +39,7 @@ def build(arch: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     command = [compiler, "-std=c++17", "--expt-relaxed-constexpr", "-shared", "-Xcompiler=-fPIC"]
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}", "-I", ROOT / "kernels/cuda/simt"]
-    command += ["-o", target, *(SOURCES / name for name in KERNELS)]
+    command += ["-o", target, *KERNELS]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return target

@@ -214,6 +214,8 @@ __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kThreads), 1)
     add_sums<kThreads, T>(result, height * width, epilogue, first_column, g.large_c,
                           blockIdx.x % tiles, piece, gridDim.x / tiles, offset_of);
   }
+#else
+  __trap();  // conv_dgrad_halo_serves() has said no
 #endif
 }
 

@@ -4,10 +4,12 @@ One kernel each (``emulated/contract_*.cu``); the emulated layouts hold for a GP
 second half of these has passed there.
 """
 
+import emulated_conv
 import emulator
 import nvcc_library
 import pytest
 import torch
+import torch.nn.functional as F
 from emulator import SCHEDULES, Read, Write
 
 
@@ -64,7 +66,7 @@ def test_ldmatrix(call, transposed):
 
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-NAMES = emulator.NAMES
+NAMES, NHWC = emulator.NAMES, torch.channels_last
 
 
 @DTYPES
@@ -108,7 +110,7 @@ def test_tma_box(hopper, corner, swizzle):
     """What is outside comes as zeros, and counts as bytes."""
     x, out = numbers(21, 80), torch.empty(8, 64, dtype=torch.int16)
     hopper("contract_tma", Read(x), Write(out), 21, 80, *corner, swizzle)
-    padded = torch.nn.functional.pad(x, (64, 64, 8, 8))
+    padded = F.pad(x, (64, 64, 8, 8))
     column, row = corner[0] + 64, corner[1] + 8
     box = padded[row : row + 8, column : column + 64]
     assert torch.equal(out, swizzled(box) if swizzle else box)
@@ -120,7 +122,7 @@ def test_tma_box_of_a_weight(hopper, corner):
     x, out = numbers(11, 4, 4, 72), torch.empty(8, 64, dtype=torch.int16)
     hopper("contract_tma_4d", Read(x), Write(out), Read(torch.tensor(x.shape)), *corner)
     co, kw, kh, ci = corner
-    box = torch.nn.functional.pad(x, (0, 64, 0, 0, 0, 0, 0, 8))
+    box = F.pad(x, (0, 64, 0, 0, 0, 0, 0, 8))
     assert torch.equal(out, swizzled(box[ci : ci + 8, kh, kw, co : co + 64]))
 
 
@@ -154,6 +156,29 @@ def test_whole_kernels_on_the_gpu(kernel, shape, dtype):
     sizes = (rows, columns, depth, 0)
     nvcc_library.call(f"planted_{kernel}_{NAMES[dtype]}", Read(a), Read(b), Write(c), *sizes)
     assert torch.equal(c.double(), a.double() @ b.double())
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("shape", "large_c"),
+    [((2, 40, 5, 5), 72), ((3, 72, 9, 17), 8), ((16, 128, 16, 16), 64), ((4, 256, 8, 8), 128)],
+    ids=str,
+)
+@pytest.mark.gpu
+def test_dgrad_from_a_halo_on_the_gpu(shape, large_c, dtype):
+    """As ``test_cuda_conv_halo`` has it on the CPU."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the kernel needs sm_90")
+    small, weight = torch.randint(-2, 3, shape), torch.randint(-2, 3, (shape[1], large_c, 4, 4))
+    bias = torch.randint(-2, 3, (large_c,)).float()
+    expected = F.conv_transpose2d(small.double(), weight.double(), bias.double(), 2, 1)
+    got = torch.empty(expected.shape, dtype=dtype, memory_format=NHWC)
+    geometry = emulated_conv.geometry(shape, expected.shape, weight, (2, 2), (1, 1))
+    tensors = (x.to(dtype).contiguous(memory_format=NHWC) for x in (small, weight))
+    nvcc_library.call(
+        f"dgrad_halo_{NAMES[dtype]}", Read(geometry), *map(Read, tensors), Read(bias), Write(got)
+    )
+    assert torch.equal(got.double(), expected.to(dtype).double())
 
 
 @pytest.mark.slow

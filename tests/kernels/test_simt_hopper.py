@@ -3,6 +3,7 @@
 The numbers of the bugs are those of ``docs/emulation.md``.
 """
 
+import ctypes
 import re
 
 import emulator
@@ -96,3 +97,52 @@ def test_sums_read_before_the_wait_are_wrong(planted):
     with pytest.raises(AssertionError) as caught:
         staged(planted, SCHEDULES[0], 40)
     assert not isinstance(caught.value, KernelError)
+
+
+# In the order of planted_misused.cu's enum.
+MISUSES = {
+    "misaligned_barrier": "mbarrier that is not aligned to 8 bytes",
+    "global_barrier": "mbarrier that is not in shared memory",
+    "uninitialised_barrier": "uninitialised shared barriers",
+    "unordered_init": "(uninitialised|race on) shared barriers",
+    "too_many_arrivals": "more arrivals than 1 in a phase",
+    "missing_arrival": "waits for ever .* 1 arrivals and -1024 bytes are missing",
+    "missing_bytes": "waits for ever .* 0 arrivals and 1024 bytes are missing",
+    "unawaited_load": "the block ends before a TMA load has been waited for",
+    "read_early": "read at .* is not ordered after a TMA load that was not waited for",
+    "misaligned_target": "TMA: a target that is not aligned",
+    "target_past_end": "TMA: the target at .* is not in shared memory",
+    "other_rank": "TMA: a map of another rank",
+    "few_threads": "by a warpgroup of fewer than 128 threads",
+    "other_operands": "the threads of a warpgroup name different operands",
+    "other_line": "warpgroup diverged: thread .* comes to wgmma at",
+    "operand_outside": "an operand outside shared memory",
+    "unwritten_operand": "uninitialised shared operand",
+    "one_warp_goes_on": "write at .* is not ordered after the end of wgmma",
+}
+
+
+def misuse(planted, schedule, number):
+    x, out = torch.zeros(8, 64).bfloat16(), torch.zeros(160)
+    call(planted, "planted_misuse", Read(x), Write(out), number, schedule=schedule)
+
+
+@schedules
+def test_nothing_misused(planted, schedule):
+    misuse(planted, schedule, 0)
+
+
+@checked
+@schedules
+@pytest.mark.parametrize("name", MISUSES)
+def test_misuse_is_named(planted, name, schedule):
+    with pytest.raises(KernelError, match=MISUSES[name]):
+        misuse(planted, schedule, 1 + list(MISUSES).index(name))
+
+
+@pytest.mark.parametrize("wrong", range(7))
+def test_maps_that_the_driver_would_refuse(planted, wrong):
+    """Base, pitch, inner box, outer box, rank, size; 0 is the right one."""
+    x = torch.zeros(16, 64).bfloat16()
+    refused = planted.planted_map_refused(ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(wrong))
+    assert refused == (wrong != 0)

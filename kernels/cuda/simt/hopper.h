@@ -149,8 +149,12 @@ SIMT_WGMMA(__half, "f16")
 // Whether the current device has a binary of this kernel with a body.
 template <typename... P>
 bool runs_hopper(void (*kernel)(P...), int threads) {
+  int device = 0, major = 0;
   cudaFuncAttributes attributes;
-  if (cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) != cudaSuccess) {
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+      major != 9 ||
+      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) != cudaSuccess) {
     cudaGetLastError();
     return false;
   }

@@ -95,7 +95,11 @@ bool settle() {
       waiting.push_back(&fiber);
     }
   }
-  if (waiting.empty()) return false;
+  if (waiting.empty()) {
+    const std::string load = describe_unawaited_load();
+    if (!load.empty()) fail(load);
+    return false;
+  }
   const Fiber& first = *waiting.front();
   for (const Fiber* fiber : waiting) {
     if (fiber->site.line == first.site.line && std::string(fiber->site.file) == first.site.file) {

@@ -50,12 +50,20 @@ Mbarrier& mbarrier_at(const void* address, Site site) {
 void complete_bytes(const void* address, unsigned bytes) {
   Mbarrier& barrier = mbarriers.at(address);
   barrier.bytes -= bytes;
+  barrier.has_unawaited = true;
   end_phase_if_complete(&barrier, address);
 }
 
 void clear_mbarriers() {
   mbarriers.clear();
   clear_bulk_copies();
+}
+
+std::string describe_unawaited_load() {
+  for (const auto& [address, barrier] : mbarriers) {
+    if (barrier.has_unawaited) return "the block ends before a TMA load has been waited for";
+  }
+  return {};
 }
 
 std::string describe_spinner() {
@@ -85,7 +93,7 @@ __attribute__((noinline)) void mbarrier_init(uint64_t* address, unsigned arrival
   const auto number = is_new ? static_cast<unsigned>(mbarriers.size()) - 1 : barrier.number;
   if (number >= kMaxMbarriers) fail("more mbarriers than the emulator knows at " + place(site));
   const uint32_t phase = is_new ? 1 : barrier.phase + 2;
-  barrier = {number, arrivals, arrivals, 0, phase, phase, current()->thread, false, {}, {}};
+  barrier = {number, arrivals, arrivals, 0, phase, phase, current()->thread, false, false, {}, {}};
 }
 
 void mbarrier_init_fence() {
@@ -114,6 +122,7 @@ __attribute__((noinline)) void mbarrier_wait(uint64_t* address, unsigned parity,
     current()->mbarrier = address;
     yield(State::kSpin, "mbarrier_wait", site);
   }
+  barrier.has_unawaited = false;
   acquire(barrier.known);
 }
 

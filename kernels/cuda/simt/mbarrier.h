@@ -13,6 +13,7 @@ struct Mbarrier {
   uint32_t phase, first_phase;
   unsigned initialiser;
   bool is_visible;           // to TMA
+  bool has_unawaited;        // bytes, which nobody has waited for
   ClockPtr arriving, known;  // what this phase's arrivals know; what those of the last one did
 };
 

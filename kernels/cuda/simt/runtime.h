@@ -129,8 +129,9 @@ void meet(unsigned mask, const char* operation, Site site, void* arguments,
 // ---- mbarriers and TMA (mbarrier.cpp)
 
 void clear_mbarriers();
-bool land_bulk_copy();           // one of those under way; whether there was one
-std::string describe_spinner();  // a thread that waits for ever, or empty
+bool land_bulk_copy();                  // one of those under way; whether there was one
+std::string describe_spinner();         // a thread that waits for ever, or empty
+std::string describe_unawaited_load();  // when all threads have ended
 
 // ---- warpgroups (wgmma.cpp)
 
