@@ -24,20 +24,35 @@ NAMES = (
 KERNELS = (*(SOURCES / name for name in NAMES), ROOT / "kernels/cuda/conv_dgrad_halo.cu")
 
 
-def nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME")
-    named = [str(Path(home) / "bin/nvcc")] if home else []
-    return next(filter(None, map(shutil.which, [*named, "nvcc", "/usr/local/cuda/bin/nvcc"])), None)
+def nvcc() -> Path | None:
+    """The one that is named, on PATH, of a toolkit, or of the packages beside torch."""
+    packages = Path(torch.__file__).parents[1] / "nvidia"
+    on_path = shutil.which("nvcc")
+    found = [Path(os.environ["CUDA_HOME"], "bin/nvcc")] if "CUDA_HOME" in os.environ else []
+    found += [Path(on_path)] if on_path else []
+    found += [Path("/usr/local/cuda/bin/nvcc"), *sorted(packages.glob("cu[0-9]*/bin/nvcc"))]
+    return next((path for path in found if path.exists()), None)
 
 
 def build(arch: str) -> Path:
     """The shared object for ``80``, ``90a`` and so on."""
     compiler = nvcc()
     if compiler is None:
-        pytest.skip("no nvcc was found under CUDA_HOME, on PATH or in /usr/local/cuda")
+        pytest.skip(
+            "no nvcc was found under CUDA_HOME, on PATH, in /usr/local/cuda or as a package"
+        )
     target = ROOT / "build" / "contract" / f"contract-{arch}.so"
     target.parent.mkdir(parents=True, exist_ok=True)
-    command = [compiler, "-std=c++17", "--expt-relaxed-constexpr", "-shared", "-Xcompiler=-fPIC"]
+    libraries = compiler.parents[1] / "lib"  # where the packages have what nvcc seeks in lib64
+    command: list[str | Path] = [
+        compiler,
+        f"-L{libraries}",
+        "-std=c++17",
+        "--expt-relaxed-constexpr",
+        "-shared",
+        "-Xcompiler=-fPIC",
+        f"-DSIMT_WAIT_LIMIT={1 << 20}",
+    ]
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}", "-I", ROOT / "kernels/cuda/simt"]
     command += ["-o", target, *KERNELS]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)

@@ -43,10 +43,17 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, unsign
       : "memory");
 }
 
-// Returns once the phase of this parity has ended; the first one's is 0.
+// Returns once the phase of this parity has ended; the first one's is 0. Tests that are built with
+// a SIMT_WAIT_LIMIT end with an error where they would wait for ever.
 __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, unsigned parity) {
   unsigned done = 0;
+#ifdef SIMT_WAIT_LIMIT
+  unsigned tries = 0;
+#endif
   do {
+#ifdef SIMT_WAIT_LIMIT
+    if (++tries == SIMT_WAIT_LIMIT) __trap();
+#endif
     asm volatile(
         "{\n.reg .pred p;\n"
         "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"

@@ -27,11 +27,12 @@ enum Misuse {
   kOneWarpGoesOn,
 };
 
-constexpr int kThreads = 160, kBoxBytes = 2 * 64 * 8;
+constexpr int kThreads = 160;
 
 __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kThreads))
     misuse_kernel(const __grid_constant__ simt::TensorMap map, float* out, int misuse) {
 #ifdef SIMT_HOPPER
+  constexpr int kBoxBytes = 2 * 64 * 8;
   SIMT_DYN_SHARED(unsigned char, raw);
   SIMT_SHARED(uint64_t, barriers, [2]);
   SIMT_SHARED(__nv_bfloat16, operand, [2][64][8]);
