@@ -67,7 +67,9 @@ class Stack {
     }
   }
 
-  cuda::ConvStack view() const { return {blocks.data(), static_cast<int>(blocks.size())}; }
+  cuda::ConvStack view() const {
+    return {blocks.data(), static_cast<int>(blocks.size()), cuda_precision()};
+  }
 
   const at::Tensor& hold(at::Tensor tensor) {
     held_.push_back(std::move(tensor));

@@ -2,6 +2,7 @@
 #ifdef GENIMG_WITH_CUDA
 #include "convolution_cuda.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -19,6 +20,13 @@
 namespace genimg {
 
 using at::MemoryFormat;
+
+cuda::ConvPrecision cuda_precision() {
+  const auto asked =
+      at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::CONV);
+  return asked == at::Float32Precision::TF32 ? cuda::ConvPrecision::kTf32
+                                             : cuda::ConvPrecision::kFloat;
+}
 
 at::Tensor empty_cuda_pixels(at::IntArrayRef sizes, const at::Tensor& like) {
   return at::empty(sizes, like.options(), MemoryFormat::ChannelsLast);
@@ -52,7 +60,7 @@ void contract(const char* op, bool to_small, const cuda::ConvGeometry& geometry,
                                                 static_cast<const T*>(weight.const_data_ptr()),
                                                 static_cast<T*>(y.mutable_data_ptr()),
                                                 cuda::ConvPrologue{}, epilogue,
-                                                cuda::ConvTile::kAuto,
+                                                cuda::ConvTile::kAuto, cuda_precision(),
                                                 c10::cuda::getCurrentCUDAStream()));
   });
 }
@@ -65,8 +73,8 @@ void contract_weight(const char* op, const cuda::ConvGeometry& geometry, const a
     C10_CUDA_CHECK(cuda::launch_conv_wgrad(
         geometry, static_cast<const T*>(small.const_data_ptr()),
         static_cast<const T*>(large.const_data_ptr()), scratch.mutable_data_ptr<float>(),
-        static_cast<T*>(grad_weight.mutable_data_ptr()), by_channel, cuda::ConvPrologue{},
-        cuda::ConvPrologue{}, c10::cuda::getCurrentCUDAStream()));
+        static_cast<T*>(grad_weight.mutable_data_ptr()), by_channel, cuda_precision(),
+        cuda::ConvPrologue{}, cuda::ConvPrologue{}, c10::cuda::getCurrentCUDAStream()));
   });
 }
 

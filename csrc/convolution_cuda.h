@@ -15,6 +15,9 @@ namespace genimg {
 cuda::ConvGeometry cuda_geometry(const char* op, const cpu::ConvGeometry& geometry,
                                  at::IntArrayRef stride);
 
+// TF32 or float for float, as torch's switches for convolutions say.
+cuda::ConvPrecision cuda_precision();
+
 // torch's own copies: in_format's are the CPU's.
 inline at::Tensor cuda_pixels(const at::Tensor& x) {
   return x.contiguous(at::MemoryFormat::ChannelsLast);

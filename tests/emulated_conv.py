@@ -10,6 +10,7 @@ from emulator import NAMES, Read, Write, launch, library
 from torch import Tensor
 
 ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid")
+PRECISIONS = ("float", "tf32")
 TILES = ("auto", "64x16", "64x64", "128x64", "128x128", "halo")
 
 Pair = tuple[int, int]
@@ -34,11 +35,12 @@ def fprop(
     activation: str = "none",
     slope: float = 0.0,
     tile: str = "auto",
+    precision: str = "float",
 ) -> Tensor:
     """The small image, in NHWC memory."""
     return _contract(
         "conv_fprop", large, weight, bias, small_shape, large.shape, stride, padding, activation,
-        slope, tile,
+        slope, tile, precision,
     )  # fmt: skip
 
 
@@ -52,11 +54,12 @@ def dgrad(
     activation: str = "none",
     slope: float = 0.0,
     tile: str = "auto",
+    precision: str = "float",
 ) -> Tensor:
     """The large image, in NHWC memory."""
     return _contract(
         "conv_dgrad", small, weight, bias, small.shape, large_shape, stride, padding, activation,
-        slope, tile,
+        slope, tile, precision,
     )  # fmt: skip
 
 
@@ -72,6 +75,7 @@ def _contract(
     activation: str,
     slope: float,
     tile: str,
+    precision: str,
 ) -> Tensor:
     shape = small_shape if function == "conv_fprop" else large_shape
     y = torch.empty(tuple(shape), dtype=x.dtype, memory_format=torch.channels_last)
@@ -86,6 +90,7 @@ def _contract(
         ACTIVATIONS.index(activation),
         float(slope),
         TILES.index(tile),
+        PRECISIONS.index(precision),
     )
     return y
 
@@ -97,6 +102,7 @@ def wgrad(
     stride: Pair,
     padding: Pair,
     layout: torch.memory_format,
+    precision: str = "float",
 ) -> Tensor:
     sizes = geometry(small.shape, large.shape, weight, stride, padding)
     count = getattr(library("genimg_emulated"), f"conv_wgrad_scratch_{NAMES[small.dtype]}")
@@ -112,5 +118,6 @@ def wgrad(
         Write(scratch),
         Write(grad),
         layout == torch.contiguous_format,
+        PRECISIONS.index(precision),
     )
     return grad

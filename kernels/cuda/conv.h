@@ -95,4 +95,7 @@ struct ConvPrologue {
 // it serves, and kAuto elsewhere.
 enum class ConvTile { kAuto, k64x16, k64x64, k128x64, k128x128, kHalo };
 
+// How float is multiplied; sums are float anyhow.
+enum class ConvPrecision { kFloat, kTf32 };
+
 }  // namespace genimg::cuda

@@ -151,14 +151,14 @@ int64_t phase_rows(const ConvGeometry& g) {
 template <typename T, bool kFused>
 cudaError_t launch(const ConvGeometry& g, const T* small, const T* weight, T* large,
                    const ConvPrologue& prologue, const ConvEpilogue& epilogue, ConvTile tile,
-                   cudaStream_t stream) {
+                   ConvPrecision precision, cudaStream_t stream) {
   constexpr int kLanes = Vector<T>::kSize;
   const bool wide = g.large_c % kLanes == 0 && g.small_c % kLanes == 0 &&
                     are_aligned(large, weight, small) && are_aligned(prologue);
   const int64_t rows = phase_rows(g);
   const int64_t phases = int64_t{g.stride_h} * g.stride_w;
   return with_tile<T, kFused>(
-      choose_tile<T>(tile, rows, g.large_c, phases, wide, kFused), wide,
+      choose_tile<T>(tile, rows, g.large_c, phases, wide, kFused), precision, wide,
       [&](auto config, auto is_wide) {
         using Config = decltype(config);
         using Product = typename Config::template Product<false, true>;
@@ -177,7 +177,7 @@ cudaError_t launch(const ConvGeometry& g, const T* small, const T* weight, T* la
 template <typename T>
 cudaError_t launch_conv_dgrad(const ConvGeometry& geometry, const T* small, const T* weight,
                               T* large, const ConvPrologue& prologue, const ConvEpilogue& epilogue,
-                              ConvTile tile, cudaStream_t stream) {
+                              ConvTile tile, ConvPrecision precision, cudaStream_t stream) {
   const bool plain = prologue.kind == ConvPrologue::kNone && is_plain(epilogue);
   if constexpr (sizeof(T) == 2) {
     // kAuto is not kHalo, on Hopper either, until that has run on a GPU.
@@ -194,7 +194,7 @@ cudaError_t launch_conv_dgrad(const ConvGeometry& geometry, const T* small, cons
     }
   }
   return (plain ? launch<T, false> : launch<T, true>)(separated(geometry), small, weight, large,
-                                                      prologue, epilogue, tile, stream);
+                                                      prologue, epilogue, tile, precision, stream);
 }
 
 ConvSumsRoom conv_dgrad_sums(const ConvGeometry& geometry) {
@@ -206,7 +206,7 @@ ConvSumsRoom conv_dgrad_sums(const ConvGeometry& geometry) {
 #define GENIMG_INSTANTIATE(T)                                                                   \
   template cudaError_t launch_conv_dgrad<T>(const ConvGeometry&, const T*, const T*, T*,        \
                                             const ConvPrologue&, const ConvEpilogue&, ConvTile, \
-                                            cudaStream_t);
+                                            ConvPrecision, cudaStream_t);
 GENIMG_INSTANTIATE(float)
 GENIMG_INSTANTIATE(__half)
 GENIMG_INSTANTIATE(__nv_bfloat16)

@@ -12,6 +12,6 @@ ConvSumsRoom conv_dgrad_sums(const ConvGeometry& geometry);
 template <typename T>
 cudaError_t launch_conv_dgrad(const ConvGeometry& geometry, const T* small, const T* weight,
                               T* large, const ConvPrologue& prologue, const ConvEpilogue& epilogue,
-                              ConvTile tile, cudaStream_t stream);
+                              ConvTile tile, ConvPrecision precision, cudaStream_t stream);
 
 }  // namespace genimg::cuda

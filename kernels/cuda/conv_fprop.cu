@@ -95,13 +95,14 @@ __global__ void __launch_bounds__(Config::template Product<false, false>::kThrea
 template <typename T, bool kFused>
 cudaError_t launch(const ConvGeometry& g, const T* large, const T* weight, T* small,
                    const ConvPrologue& prologue, const ConvEpilogue& epilogue, ConvTile tile,
-                   cudaStream_t stream) {
+                   ConvPrecision precision, cudaStream_t stream) {
   constexpr int kLanes = Vector<T>::kSize;
   const bool wide = g.large_c % kLanes == 0 && g.small_c % kLanes == 0 &&
                     are_aligned(large, weight, small) && are_aligned(prologue);
   const int64_t rows = g.batch * g.small_h * g.small_w;
   return with_tile<T, kFused>(
-      choose_tile<T>(tile, rows, g.small_c, 1, wide, kFused), wide, [&](auto config, auto is_wide) {
+      choose_tile<T>(tile, rows, g.small_c, 1, wide, kFused), precision, wide,
+      [&](auto config, auto is_wide) {
         using Config = decltype(config);
         using Product = typename Config::template Product<false, false>;
         dim3 grid;
@@ -119,10 +120,10 @@ cudaError_t launch(const ConvGeometry& g, const T* large, const T* weight, T* sm
 template <typename T>
 cudaError_t launch_conv_fprop(const ConvGeometry& geometry, const T* large, const T* weight,
                               T* small, const ConvPrologue& prologue, const ConvEpilogue& epilogue,
-                              ConvTile tile, cudaStream_t stream) {
+                              ConvTile tile, ConvPrecision precision, cudaStream_t stream) {
   const bool plain = prologue.kind == ConvPrologue::kNone && is_plain(epilogue);
   return (plain ? launch<T, false> : launch<T, true>)(geometry, large, weight, small, prologue,
-                                                      epilogue, tile, stream);
+                                                      epilogue, tile, precision, stream);
 }
 
 ConvSumsRoom conv_fprop_sums(const ConvGeometry& g) {
@@ -132,7 +133,7 @@ ConvSumsRoom conv_fprop_sums(const ConvGeometry& g) {
 #define GENIMG_INSTANTIATE(T)                                                                   \
   template cudaError_t launch_conv_fprop<T>(const ConvGeometry&, const T*, const T*, T*,        \
                                             const ConvPrologue&, const ConvEpilogue&, ConvTile, \
-                                            cudaStream_t);
+                                            ConvPrecision, cudaStream_t);
 GENIMG_INSTANTIATE(float)
 GENIMG_INSTANTIATE(__half)
 GENIMG_INSTANTIATE(__nv_bfloat16)

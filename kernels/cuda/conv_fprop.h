@@ -12,6 +12,6 @@ ConvSumsRoom conv_fprop_sums(const ConvGeometry& geometry);
 template <typename T>
 cudaError_t launch_conv_fprop(const ConvGeometry& geometry, const T* large, const T* weight,
                               T* small, const ConvPrologue& prologue, const ConvEpilogue& epilogue,
-                              ConvTile tile, cudaStream_t stream);
+                              ConvTile tile, ConvPrecision precision, cudaStream_t stream);
 
 }  // namespace genimg::cuda

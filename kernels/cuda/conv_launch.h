@@ -29,7 +29,12 @@ ConvTile choose_tile(ConvTile asked, int64_t rows, int64_t columns, int64_t prod
 // run(config, wide) for the tile and the loads. With kTwoTiles only the tiles are built that fused
 // kernels and wgrad have.
 template <typename T, bool kTwoTiles, typename Run>
-cudaError_t with_tile(ConvTile tile, bool wide, Run run) {
+cudaError_t with_tile(ConvTile tile, ConvPrecision precision, bool wide, Run run) {
+  if constexpr (sizeof(T) == 4) {
+    if (precision == ConvPrecision::kTf32) {
+      return wide ? run(Tf32Config{}, std::true_type{}) : run(Tf32Config{}, std::false_type{});
+    }
+  }
   if constexpr (sizeof(T) == 2) {
     if (tile == ConvTile::k128x128) {
       return run(TileConfig<T, ConvTile::k128x128>{}, std::true_type{});

@@ -56,13 +56,13 @@ ConvStackEnd end_of(const ConvStackBlock& block, const ConvNorm& norm) {
 
 // fprop where `to_small`, else dgrad.
 template <typename T>
-cudaError_t contract(bool to_small, const ConvStackBlock& block, const T* from, T* to,
-                     const ConvPrologue& prologue, const ConvEpilogue& epilogue,
-                     cudaStream_t stream) {
+cudaError_t contract(bool to_small, const ConvStackBlock& block, ConvPrecision precision,
+                     const T* from, T* to, const ConvPrologue& prologue,
+                     const ConvEpilogue& epilogue, cudaStream_t stream) {
   return (to_small ? launch_conv_fprop<T>
                    : launch_conv_dgrad<T>)(block.geometry, from,
                                            static_cast<const T*>(block.weight), to, prologue,
-                                           epilogue, ConvTile::kAuto, stream);
+                                           epilogue, ConvTile::kAuto, precision, stream);
 }
 
 // Floats and tickets that suffice for whatever asks, one after the other.
@@ -147,8 +147,8 @@ class Forward {
       const ConvStackBlock& block = stack_.blocks[b];
       const ConvNorm norm = norms_[b].of(block);
       T* const raw = is_output(b) ? y : raws_[b];
-      status =
-          contract(!block.transposed, block, image, raw, prologue, writing(b, tickets), stream);
+      status = contract(!block.transposed, block, stack_.precision, image, raw, prologue,
+                        writing(b, tickets), stream);
       if (b + 1 == stack_.count && has_norm(block) && status == cudaSuccess) {
         status = launch_conv_stack_end_fwd<T>(end_of(block, norm), raw, y, stream);
       }
@@ -260,7 +260,8 @@ class Backward {
       if (b > lowest_) {
         status = descend(b);
       } else if (grad_x != nullptr) {
-        status = contract(block.transposed, block, grad_.dz, grad_x, grad_.prologue, {}, stream);
+        status = contract(block.transposed, block, stack_.precision, grad_.dz, grad_x,
+                          grad_.prologue, {}, stream);
       }
     }
     return status;
@@ -308,7 +309,8 @@ class Backward {
     T* const dz = passing_[(b - 1) % 2];
     const ReadGrad<T> from = grad_;
     arrive(b - 1, dz);
-    return contract(block.transposed, block, from.dz, dz, from.prologue, epilogue, stream_);
+    return contract(block.transposed, block, stack_.precision, from.dz, dz, from.prologue, epilogue,
+                    stream_);
   }
 
   ConvNormGrads grads(int b) const {
@@ -341,10 +343,11 @@ class Backward {
     T* const to = static_cast<T*>(block.grad_weight);
     if (block.transposed) {
       return launch_conv_wgrad<T>(block.geometry, image, grad_.dz, weight_scratch_, to,
-                                  block.by_channel, read, grad_.prologue, stream_);
+                                  block.by_channel, stack_.precision, read, grad_.prologue,
+                                  stream_);
     }
     return launch_conv_wgrad<T>(block.geometry, grad_.dz, image, weight_scratch_, to,
-                                block.by_channel, grad_.prologue, read, stream_);
+                                block.by_channel, stack_.precision, grad_.prologue, read, stream_);
   }
 
   Arena arena_;

@@ -37,6 +37,7 @@ struct ConvStackBlock {
 struct ConvStack {
   const ConvStackBlock* blocks;
   int count;
+  ConvPrecision precision;
 };
 
 // Memory for the time of the launches; the tickets are 0 before and after.

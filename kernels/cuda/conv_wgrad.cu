@@ -145,8 +145,9 @@ Pieces pieces_of(const ConvGeometry& g) {
 
 template <typename T, bool kFused>
 cudaError_t launch(const ConvGeometry& g, const T* small, const T* large, float* sums,
-                   T* grad_weight, bool by_channel, const ConvPrologue& small_prologue,
-                   const ConvPrologue& large_prologue, cudaStream_t stream) {
+                   T* grad_weight, bool by_channel, ConvPrecision precision,
+                   const ConvPrologue& small_prologue, const ConvPrologue& large_prologue,
+                   cudaStream_t stream) {
   constexpr int kLanes = Vector<T>::kSize;
   const bool wide = g.large_c % kLanes == 0 && g.small_c % kLanes == 0 &&
                     are_aligned(large, small) && are_aligned(small_prologue) &&
@@ -166,7 +167,8 @@ cudaError_t launch(const ConvGeometry& g, const T* small, const T* large, float*
                         large, sums, pieces.pixels, small_prologue, large_prologue);
   };
   // Narrow loads bound the speed, so that the large tile would gain nothing.
-  const cudaError_t status = with_tile<T, true>(wide ? pieces.tile : ConvTile::k64x64, wide, run);
+  const cudaError_t status =
+      with_tile<T, true>(wide ? pieces.tile : ConvTile::k64x64, precision, wide, run);
   if (status != cudaSuccess) return status;
   const int64_t n = g.small_c * columns, blocks = ceil_div(n, kThreads);
   return simt::launch(conv_wgrad_finish_kernel<T>,
@@ -185,20 +187,20 @@ int64_t conv_wgrad_scratch(const ConvGeometry& g) {
 template <typename T>
 cudaError_t launch_conv_wgrad(const ConvGeometry& geometry, const T* small, const T* large,
                               float* scratch, T* grad_weight, bool by_channel,
-                              const ConvPrologue& small_prologue,
+                              ConvPrecision precision, const ConvPrologue& small_prologue,
                               const ConvPrologue& large_prologue, cudaStream_t stream) {
   const bool plain =
       small_prologue.kind == ConvPrologue::kNone && large_prologue.kind == ConvPrologue::kNone;
   return (plain ? launch<T, false> : launch<T, true>)(geometry, small, large, scratch, grad_weight,
-                                                      by_channel, small_prologue, large_prologue,
-                                                      stream);
+                                                      by_channel, precision, small_prologue,
+                                                      large_prologue, stream);
 }
 
 #define GENIMG_INSTANTIATE(T)                                                                    \
   template int64_t conv_wgrad_scratch<T>(const ConvGeometry&);                                   \
   template cudaError_t launch_conv_wgrad<T>(const ConvGeometry&, const T*, const T*, float*, T*, \
-                                            bool, const ConvPrologue&, const ConvPrologue&,      \
-                                            cudaStream_t);
+                                            bool, ConvPrecision, const ConvPrologue&,            \
+                                            const ConvPrologue&, cudaStream_t);
 GENIMG_INSTANTIATE(float)
 GENIMG_INSTANTIATE(__half)
 GENIMG_INSTANTIATE(__nv_bfloat16)

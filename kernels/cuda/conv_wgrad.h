@@ -14,7 +14,7 @@ int64_t conv_wgrad_scratch(const ConvGeometry& geometry);
 template <typename T>
 cudaError_t launch_conv_wgrad(const ConvGeometry& geometry, const T* small, const T* large,
                               float* scratch, T* grad_weight, bool by_channel,
-                              const ConvPrologue& small_prologue,
+                              ConvPrecision precision, const ConvPrologue& small_prologue,
                               const ConvPrologue& large_prologue, cudaStream_t stream);
 
 }  // namespace genimg::cuda

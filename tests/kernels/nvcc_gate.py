@@ -42,8 +42,8 @@ def kernels_in(report: str) -> list[dict[str, str | int]]:
     return rows
 
 
-def faults(report: str, rows: list[dict[str, str | int]]) -> list[str]:
-    """Why these kernels must not pass."""
+def faults(report: str, rows: list[dict[str, str | int]], source: str) -> list[str]:
+    """Why the kernels of a source must not pass."""
     found = [
         f"{row['name']} for sm_{row['arch']}: {row['stack']} bytes of stack, "
         f"{row['stores']} + {row['loads']} bytes spilled"
@@ -51,7 +51,7 @@ def faults(report: str, rows: list[dict[str, str | int]]) -> list[str]:
         if row["stack"] or row["stores"] or row["loads"]
     ]
     found += ADVICE.findall(report)
-    if not rows:
+    if not rows and "__global__" in source:
         found.append("ptxas reported no kernel")
     return found
 
@@ -108,8 +108,8 @@ def compile_and_judge(command: list[str]) -> int:
         sys.stderr.write(done.stderr)
         return done.returncode
     rows = kernels_in(done.stderr) if source.parent.name == "cuda" else []
-    found = faults(done.stderr, rows) if source.parent.name == "cuda" else []
     text = source.read_text(encoding="utf-8")
+    found = faults(done.stderr, rows, text) if source.parent.name == "cuda" else []
     if not MATRIX_CALL.search(text):
         text = with_headers(source)
     if MATRIX_CALL.search(text):

@@ -83,3 +83,39 @@ def test_bias_and_activation(activation, dtype):
     expected = ACTIVATIONS[activation](y)
     ulp = 2**-8 if dtype == torch.bfloat16 else 2**-21
     torch.testing.assert_close(got.double(), expected, rtol=ulp, atol=ulp)
+
+
+def rounded_to_tf32(x):
+    """10 bits of fraction, ties away from zero."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize(("small_c", "large_c"), [(16, 72), (5, 7)], ids=["wide", "narrow"])
+def test_tf32_rounds_what_it_multiplies_and_sums_in_float(small_c, large_c):
+    """Several tiles, that no channel number divides; the float path is the one that rounds not."""
+    small, large = torch.randn(2, small_c, 6, 7), torch.randn(2, large_c, 12, 14)
+    weight = torch.randn(small_c, large_c, 4, 4)
+    pairs = (2, 2), (1, 1)
+    layout = torch.channels_last
+
+    def run(precision):
+        return (
+            conv.fprop(large, weight, None, small.shape, *pairs, precision=precision),
+            conv.dgrad(small, weight, None, large.shape, *pairs, precision=precision),
+            conv.wgrad(small, large, weight, *pairs, layout, precision=precision),
+        )
+
+    def truth(small, large, weight):
+        return (
+            F.conv2d(large, weight, None, 2, 1),
+            F.conv_transpose2d(small, weight, None, 2, 1),
+            torch.nn.grad.conv2d_weight(large, weight.shape, small, 2, 1),
+        )
+
+    exact = truth(small.double(), large.double(), weight.double())
+    rounded = truth(*(rounded_to_tf32(x).double() for x in (small, large, weight)))
+    for got, plain, expected, other in zip(run("tf32"), run("float"), rounded, exact, strict=True):
+        room = 2**-18 * expected.abs().max()
+        assert (got - expected).abs().max() < room
+        assert (plain - other).abs().max() < room
+        assert (got - other).abs().max() > 4 * room

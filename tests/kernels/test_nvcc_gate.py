@@ -20,6 +20,7 @@ ptxas info    : Function properties for _Z8b_kernelv
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 32 registers, used 0 barriers
 """
+KERNEL = "__global__ void a_kernel();"
 
 
 def test_a_report_is_read():
@@ -28,22 +29,26 @@ def test_a_report_is_read():
         ("_Z8a_kernelv", "80", 40, 3088),
         ("_Z8b_kernelv", "90a", 32, 0),
     ]
-    assert gate.faults(REPORT, rows) == []
+    assert gate.faults(REPORT, rows, KERNEL) == []
 
 
 @pytest.mark.parametrize(("stack", "stores"), [(32, 0), (0, 8), (16, 16)])
 def test_stack_and_spills_do_not_pass(stack, stores):
     report = REPORT.format(stack=stack, stores=stores)
-    (fault,) = gate.faults(report, gate.kernels_in(report))
+    (fault,) = gate.faults(report, gate.kernels_in(report), KERNEL)
     assert fault.startswith("_Z8a_kernelv for sm_80")
 
 
 def test_advice_on_wgmma_does_not_pass():
     report = REPORT.format(stack=0, stores=0) + "ptxas info    : (C7510) Potential Performance Loss"
-    assert len(gate.faults(report, gate.kernels_in(report))) == 1
+    assert len(gate.faults(report, gate.kernels_in(report), KERNEL)) == 1
     report = report.replace("C7510", "C7519")
-    assert len(gate.faults(report, gate.kernels_in(report))) == 1
-    assert gate.faults("", []) == ["ptxas reported no kernel"]
+    assert len(gate.faults(report, gate.kernels_in(report), KERNEL)) == 1
+
+
+def test_a_file_of_kernels_has_some():
+    assert gate.faults("", [], KERNEL) == ["ptxas reported no kernel"]
+    assert gate.faults("", [], "cudaError_t launch_conv_stack_fwd();") == []
 
 
 def test_a_matrix_kernel_has_matrix_instructions():

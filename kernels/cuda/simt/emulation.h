@@ -70,6 +70,17 @@ inline void mma_m16n8k16(float (&acc)[4], const uint32_t (&a)[4], const uint32_t
   mma(acc, a, b, [](uint16_t bits) { return __half2float({bits}); }, site);
 }
 
+inline uint32_t round_to_tf32(uint32_t bits) {
+  const bool finite = (bits & 0x7f800000) != 0x7f800000, quiet = (bits & 0x7fffffff) > 0x7f800000;
+  return finite ? (bits + 0x1000) & ~0x1fffu : quiet ? 0x7fffffff : bits;
+}
+
+void mma_tf32(float* acc, const uint32_t* a, const uint32_t* b, Site site);
+inline void mma_m16n8k8(float (&acc)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        SIMT_SITE) {
+  mma_tf32(acc, a, b, site);
+}
+
 // A kernel's call, made anew by every thread. Its memory is the launch's, not the thread's.
 struct Call {
   void (*run)(const void* arguments);

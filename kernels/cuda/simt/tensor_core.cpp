@@ -63,6 +63,19 @@ uint16_t half_of(uint32_t pair, unsigned which) {
   return static_cast<uint16_t>(which == 0 ? pair & 0xffff : pair >> 16);
 }
 
+// D of 16 rows and 8 columns: lane t has columns 2(t % 4) and +1 of rows t / 4 and +8.
+template <int kDepth>
+void add_product(void* const* arguments, const float (&a)[16][kDepth],
+                 const float (&b)[kDepth][8]) {
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    auto& own = *static_cast<ProductArguments*>(arguments[lane]);
+    for (unsigned i = 0; i < 4; ++i) {
+      const unsigned row = lane / 4 + 8 * (i >> 1), column = 2 * (lane % 4) + (i & 1);
+      for (unsigned k = 0; k < kDepth; ++k) own.acc[i] += a[row][k] * b[k][column];
+    }
+  }
+}
+
 void finish_product(void* const* arguments, unsigned mask) {
   require_whole_warp(mask, "mma.sync");
   ++statistics().products;
@@ -79,13 +92,23 @@ void finish_product(void* const* arguments, unsigned mask) {
       }
     }
   }
+  add_product(arguments, a, b);
+}
+
+// The bits that TF32 has not are not looked at.
+float tf32_of(uint32_t bits) { return from_bits(bits & ~0x1fffu); }
+
+void finish_tf32_product(void* const* arguments, unsigned mask) {
+  require_whole_warp(mask, "mma.sync");
+  ++statistics().products;
+  float a[16][8], b[8][8];
   for (unsigned lane = 0; lane < 32; ++lane) {
-    auto& own = *static_cast<ProductArguments*>(arguments[lane]);
-    for (unsigned i = 0; i < 4; ++i) {
-      const unsigned row = lane / 4 + 8 * (i >> 1), column = 2 * (lane % 4) + (i & 1);
-      for (unsigned k = 0; k < 16; ++k) own.acc[i] += a[row][k] * b[k][column];
-    }
+    const auto& own = *static_cast<const ProductArguments*>(arguments[lane]);
+    const unsigned group = lane / 4, k = lane % 4;
+    for (unsigned i = 0; i < 4; ++i) a[group + 8 * (i & 1)][k + 4 * (i >> 1)] = tf32_of(own.a[i]);
+    for (unsigned i = 0; i < 2; ++i) b[k + 4 * i][group] = tf32_of(own.b[i]);
   }
+  add_product(arguments, a, b);
 }
 
 }  // namespace
@@ -107,14 +130,27 @@ __attribute__((noinline)) void ldmatrix(uint32_t* to, const void* row, bool tran
   std::memcpy(to, arguments.to, sizeof arguments.to);
 }
 
-void mma(float* acc, const uint32_t* a, const uint32_t* b, float (*widen)(uint16_t), Site site) {
+namespace {
+
+void multiply(float* acc, const uint32_t* a, const uint32_t* b, float (*widen)(uint16_t), Site site,
+              void (*finish)(void* const*, unsigned)) {
   const Busy busy;
   ProductArguments arguments{{}, {}, {}, widen};
   std::memcpy(arguments.acc, acc, sizeof arguments.acc);
   std::memcpy(arguments.a, a, sizeof arguments.a);
   std::memcpy(arguments.b, b, sizeof arguments.b);
-  meet(0xffffffff, "mma.sync", site, &arguments, finish_product);
+  meet(0xffffffff, "mma.sync", site, &arguments, finish);
   std::memcpy(acc, arguments.acc, sizeof arguments.acc);
+}
+
+}  // namespace
+
+void mma(float* acc, const uint32_t* a, const uint32_t* b, float (*widen)(uint16_t), Site site) {
+  multiply(acc, a, b, widen, site, finish_product);
+}
+
+void mma_tf32(float* acc, const uint32_t* a, const uint32_t* b, Site site) {
+  multiply(acc, a, b, nullptr, site, finish_tf32_product);
 }
 
 }  // namespace simt

@@ -149,38 +149,42 @@ genimg::cuda::ConvPrologue conv_prologue(int64_t kind, const void* y, const floa
       return launch_conv_##direction(                                                              \
           conv_geometry(geometry), from, weight, to,                                               \
           conv_prologue(kind, y, mean, scale, shift, slope, negative_slope), epilogue,             \
-          static_cast<ConvTile>(tile), nullptr);                                                   \
+          static_cast<ConvTile>(tile), ConvPrecision::kFloat, nullptr);                            \
     });                                                                                            \
   }
 
-#define CONV(T)                                                                                   \
-  SIMT_EXPORT int conv_fprop_##T(const int64_t* geometry, const T* large, const T* weight,        \
-                                 const float* bias, T* small, int64_t activation, float slope,    \
-                                 int64_t tile) {                                                  \
-    return simt::guarded([=] {                                                                    \
-      return genimg::cuda::launch_conv_fprop(conv_geometry(geometry), large, weight, small, {},   \
-                                             conv_epilogue(bias, activation, slope),              \
-                                             static_cast<genimg::cuda::ConvTile>(tile), nullptr); \
-    });                                                                                           \
-  }                                                                                               \
-  SIMT_EXPORT int conv_dgrad_##T(const int64_t* geometry, const T* small, const T* weight,        \
-                                 const float* bias, T* large, int64_t activation, float slope,    \
-                                 int64_t tile) {                                                  \
-    return simt::guarded([=] {                                                                    \
-      return genimg::cuda::launch_conv_dgrad(conv_geometry(geometry), small, weight, large, {},   \
-                                             conv_epilogue(bias, activation, slope),              \
-                                             static_cast<genimg::cuda::ConvTile>(tile), nullptr); \
-    });                                                                                           \
-  }                                                                                               \
-  SIMT_EXPORT int conv_wgrad_##T(const int64_t* geometry, const T* small, const T* large,         \
-                                 float* scratch, T* grad_weight, int64_t by_channel) {            \
-    return simt::guarded([=] {                                                                    \
-      return genimg::cuda::launch_conv_wgrad(conv_geometry(geometry), small, large, scratch,      \
-                                             grad_weight, by_channel != 0, {}, {}, nullptr);      \
-    });                                                                                           \
-  }                                                                                               \
-  SIMT_EXPORT int64_t conv_wgrad_scratch_##T(const int64_t* geometry) {                           \
-    return genimg::cuda::conv_wgrad_scratch<T>(conv_geometry(geometry));                          \
+#define CONV(T)                                                                                \
+  SIMT_EXPORT int conv_fprop_##T(const int64_t* geometry, const T* large, const T* weight,     \
+                                 const float* bias, T* small, int64_t activation, float slope, \
+                                 int64_t tile, int64_t precision) {                            \
+    return simt::guarded([=] {                                                                 \
+      return genimg::cuda::launch_conv_fprop(                                                  \
+          conv_geometry(geometry), large, weight, small, {},                                   \
+          conv_epilogue(bias, activation, slope), static_cast<genimg::cuda::ConvTile>(tile),   \
+          static_cast<genimg::cuda::ConvPrecision>(precision), nullptr);                       \
+    });                                                                                        \
+  }                                                                                            \
+  SIMT_EXPORT int conv_dgrad_##T(const int64_t* geometry, const T* small, const T* weight,     \
+                                 const float* bias, T* large, int64_t activation, float slope, \
+                                 int64_t tile, int64_t precision) {                            \
+    return simt::guarded([=] {                                                                 \
+      return genimg::cuda::launch_conv_dgrad(                                                  \
+          conv_geometry(geometry), small, weight, large, {},                                   \
+          conv_epilogue(bias, activation, slope), static_cast<genimg::cuda::ConvTile>(tile),   \
+          static_cast<genimg::cuda::ConvPrecision>(precision), nullptr);                       \
+    });                                                                                        \
+  }                                                                                            \
+  SIMT_EXPORT int conv_wgrad_##T(const int64_t* geometry, const T* small, const T* large,      \
+                                 float* scratch, T* grad_weight, int64_t by_channel,           \
+                                 int64_t precision) {                                          \
+    return simt::guarded([=] {                                                                 \
+      return genimg::cuda::launch_conv_wgrad(                                                  \
+          conv_geometry(geometry), small, large, scratch, grad_weight, by_channel != 0,        \
+          static_cast<genimg::cuda::ConvPrecision>(precision), {}, {}, nullptr);               \
+    });                                                                                        \
+  }                                                                                            \
+  SIMT_EXPORT int64_t conv_wgrad_scratch_##T(const int64_t* geometry) {                        \
+    return genimg::cuda::conv_wgrad_scratch<T>(conv_geometry(geometry));                       \
   }
 FOR_EACH_DTYPE(CONV)
 
@@ -197,6 +201,7 @@ FOR_EACH_DTYPE(CONV)
     return simt::guarded([=] {                                                                     \
       return genimg::cuda::launch_conv_wgrad(                                                      \
           conv_geometry(geometry), small, large, scratch, grad_weight, false,                      \
+          genimg::cuda::ConvPrecision::kFloat,                                                     \
           conv_prologue(1, nullptr, mean, scale, shift, nullptr, negative_slope),                  \
           conv_prologue(2, y, large_mean, large_scale, large_shift, large_slope, 0), nullptr);     \
     });                                                                                            \
