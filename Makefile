@@ -19,15 +19,21 @@ FORMATTED := $(wildcard csrc/*.cpp csrc/*.h kernels/cpu/*.cpp kernels/cpu/*.h ke
 	tests/kernels/emulated/*.cu tests/kernels/emulated/*.cpp)
 NVCC_PACKAGES := $(foreach p,cuda-nvcc cuda-crt nvvm cuda-cccl cuda-runtime,"nvidia-$(p)==13.0.*")
 
+# PyPI's build of torch has CUDA; a folder of wheels or another index may have one without.
+CUDA_VENV := build/cuda-venv
+CUDA_PY := $(CUDA_VENV)/bin/python
+CUDA_PIP = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(CUDA_PY) -m pip \
+	--disable-pip-version-check --no-input --no-cache-dir install -q
+
 NEEDS_GPU := import sys, torch; torch.cuda.is_available() or sys.exit('torch sees no GPU here')
 GPU_NAME := import torch; print('-'.join(torch.cuda.get_device_name().lower().split()))
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-gpu bench bench-gpu check format lint check-cuda check-barriers
-.PHONY: check-triton sanitize sanitize-cuda dist clean
+.PHONY: help setup demo test test-gpu bench bench-gpu check format lint check-cuda check-cuda-build
+.PHONY: check-barriers check-triton sanitize sanitize-cuda dist clean
 
 help:  ## show this
-	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | awk -F'# ' '{printf "make %-14s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | awk -F'# ' '{printf "make %-16s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.built  ## .venv with torch, the build tools, and genimg built from source
 
@@ -71,9 +77,22 @@ lint: setup  ## ruff, mypy, clang-format
 check-cuda: setup  ## compile the CUDA kernels and their glue; needs no GPU and no CUDA torch
 	@command -v nvcc >/dev/null || $(PIP) install -q $(NVCC_PACKAGES)
 	$(BIN)/cmake -S . -B build/check-cuda -GNinja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-		-DPython_EXECUTABLE=$(abspath $(PY)) -DGENIMG_COMPILE_ONLY=ON -DGENIMG_WERROR=ON
+		-DPython_EXECUTABLE=$(abspath $(PY)) -DGENIMG_COMPILE_ONLY=ON -DGENIMG_GATE=ON \
+		-DGENIMG_WERROR=ON
 	$(BIN)/cmake --build build/check-cuda
 	$(PY) tests/kernels/nvcc_gate.py report build/check-cuda
+
+# The whole of it, as a user's: torch with CUDA, linked, installed, imported. Tests run elsewhere than
+# here, where Python would import this folder's genimg; without Triton, which make test is for.
+check-cuda-build: $(CUDA_VENV)/.installed  ## the same, built with a CUDA torch (5 GB), run on the CPU
+	GENIMG_BUILD=cuda CMAKE_ARGS="-DGENIMG_GATE=ON -DGENIMG_WERROR=ON -DGENIMG_CPU_LEVEL=native" \
+		$(CUDA_PIP) --no-build-isolation --no-deps .
+	$(CUDA_PY) tests/kernels/nvcc_gate.py report build/cuda-*-torch*
+	cd $(CUDA_VENV) && bin/genimg info && \
+	bin/python -c 'import sys; from genimg import _native; sys.exit(_native.why_not_cuda())' && \
+	TRITON_INTERPRET=0 bin/python -m pytest -c $(CURDIR)/pyproject.toml -q -p no:cacheprovider \
+		--rootdir=$(CURDIR) $(addprefix $(CURDIR)/tests/,test_cuda_build.py test_info.py \
+		test_backends.py ops/) --ignore=$(CURDIR)/tests/ops/test_contract.py $(ARGS)
 
 check-barriers: setup  ## remove each barrier from each CUDA kernel: a test must fail every time
 	OMP_NUM_THREADS=1 $(PY) tests/kernels/check_barriers.py $(ARGS)
@@ -83,9 +102,10 @@ check-triton: setup  ## compile the Triton kernels for GPUs that are not here, u
 
 # libstdc++ as well: without it the sanitizer ends the process at the first C++ exception. Without
 # test_contract, where torch.compile's own processes would run under it and take all memory. And
-# without Triton, of which there is nothing to see here.
+# without Triton, of which there is nothing to see here. And of the instruction-set levels the one
+# alone that runs here.
 sanitize:  ## run the tests of the ops under AddressSanitizer and UBSan
-	CMAKE_ARGS=-DGENIMG_SANITIZE=address,undefined $(MAKE) setup
+	CMAKE_ARGS="-DGENIMG_SANITIZE=address,undefined -DGENIMG_CPU_LEVEL=native" $(MAKE) setup
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc TRITON_INTERPRET=0 \
 		$(PY) -m pytest tests/ops --ignore=tests/ops/test_contract.py $(ARGS)
@@ -119,6 +139,13 @@ $(VENV)/.installed: $(VENV)/.asked pyproject.toml Makefile
 	$(PIP) install -q $(BUILD_TOOLS) wheel
 	$(PY) -c 'import triton' 2>/dev/null || test "$$(uname -s)" != Linux || $(PIP) install "$(TRITON)"
 	$(PIP) install -q --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(CUDA_VENV)/.installed: pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "genimg needs Python 3.10")'
+	@test -x $(CUDA_PY) || $(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_PIP) --no-compile "$(TORCH)" $(BUILD_TOOLS) wheel numpy "pytest>=8" "pytest-benchmark>=5"
+	@nvcc --version 2>/dev/null | grep -q "release 13\." || $(CUDA_PIP) $(NVCC_PACKAGES)
 	@touch $@
 
 # Compiles what has changed since, and says what there is.

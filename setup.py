@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -88,14 +89,20 @@ def torch_version():
 def cmake(package, torch, kind, reason=""):
     """Build ``kind`` into ``package``, or raise :class:`BuildError`."""
     tool, ninja = find_tool("cmake"), find_tool("ninja")
-    arguments = [
+    asked = [
         f"-DCMAKE_BUILD_TYPE={'Debug' if DEBUG else 'Release'}",
+        *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+    ]
+    arguments = [
         f"-DCMAKE_MAKE_PROGRAM={ninja}",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-DGENIMG_BUILD={kind}",
-        *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        *asked,
     ]
-    folder = ROOT / "build" / f"{kind}-{sys.implementation.cache_tag}-torch{torch['__version__']}"
+    # Other flags have other objects: to go back to the first ones then compiles nothing.
+    flags = "" if len(asked) == 1 and not DEBUG else f"-{zlib.crc32(' '.join(asked).encode()):08x}"
+    name = f"{kind}-{sys.implementation.cache_tag}-torch{torch['__version__']}{flags}"
+    folder = ROOT / "build" / name
     # Keep the objects, which Ninja judges; forget the tools that CMake found in an earlier run.
     (folder / "CMakeCache.txt").unlink(missing_ok=True)
     for found in folder.glob("CMakeFiles/[0-9]*"):

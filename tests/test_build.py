@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -169,6 +170,39 @@ def test_architectures_are_read(tree):
     assert "Hopper is no architecture" in (tree / "build/archs/refusal.txt").read_text()
 
 
+def test_unknown_level_is_refused(tree):
+    before = set(tree.glob("build/cpu-*"))
+    sentence = refusal(tree, "cpu", CMAKE_ARGS="-DGENIMG_CPU_LEVEL=sse9")
+    assert "GENIMG_CPU_LEVEL=sse9: expected native, baseline" in sentence
+    (folder,) = set(tree.glob("build/cpu-*")) - before  # other flags, other objects
+    assert re.search(r"-[0-9a-f]{8}$", folder.name)
+
+
+def test_a_build_for_one_level_runs_at_it(tmp_path):
+    """Whatever the CPU has besides; every machine has the baseline."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    main = tmp_path / "main.cpp"
+    main.write_text(
+        '#include "isa.h"\n#include <cstdio>\n#include <exception>\n'
+        "GENIMG_DECLARE_CPU_KERNEL(which)\n"
+        'namespace genimg::cpu::baseline { void which() { std::puts("the baseline\'s"); } }\n'
+        "int main() try {\n"
+        "  GENIMG_CPU_KERNEL(which)();\n"
+        "  std::puts(genimg::cpu::isa_name(genimg::cpu::active_isa()));\n"
+        "} catch (const std::exception& error) { std::puts(error.what()); }\n"
+    )
+    cpu = ROOT / "kernels/cpu"
+    command = [compiler, "-std=c++20", "-DGENIMG_ONLY_ISA=baseline", f"-I{cpu}", main]
+    program = tmp_path / "level"
+    done = run(*command, cpu / "isa.cpp", "-o", program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert run(program, cwd=tmp_path, GENIMG_CPU_ISA="").stdout == "the baseline's\nbaseline\n"
+    said = run(program, cwd=tmp_path, GENIMG_CPU_ISA="avx2").stdout
+    assert said.startswith("GENIMG_CPU_ISA=avx2 is not to be had here")
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -244,7 +278,8 @@ def test_library_names_no_folder_of_this_machine():
 @pytest.mark.slow
 def test_sdist_and_wheel(tree, tmp_path):
     command = ("-m", "build", "--no-isolation", "-o", tmp_path, tree)
-    done = run(sys.executable, *command, cwd=tmp_path, GENIMG_BUILD="cpu")
+    one = "-DGENIMG_CPU_LEVEL=native"  # the others would take a minute, and show nothing more
+    done = run(sys.executable, *command, cwd=tmp_path, GENIMG_BUILD="cpu", CMAKE_ARGS=one)
     assert done.returncode == 0, done.stdout + done.stderr
     (sdist,) = tmp_path.glob("*.tar.gz")
     (wheel,) = tmp_path.glob("*.whl")
@@ -277,6 +312,28 @@ def test_sdist_and_wheel(tree, tmp_path):
     )
     done = run(venv / "bin/python", "-c", code, cwd=ROOT.parent)
     assert done.stdout.split() == [str(packages / "genimg/__init__.py"), "None"], done.stderr
+
+
+@pytest.mark.slow
+def test_cuda_sources_compile_against_any_torch(tree):
+    """A file of each kind; make check-cuda compiles them all."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    scripts = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
+    cmake, ninja = (shutil.which(name, path=scripts) for name in ("cmake", "ninja"))
+    folder = tree / "build/any-torch"
+    options = [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DPython_EXECUTABLE={sys.executable}"]
+    options += [f"-DGENIMG_{name}=ON" for name in ("COMPILE_ONLY", "GATE", "WERROR")]
+    objects = ("cuda_kernels.dir/kernels/cuda/leaky_relu.cu.o", "glue.dir/csrc/leaky_relu.cpp.o")
+    targets = [f"CMakeFiles/{name}" for name in objects]
+    for step in (
+        ["-S", tree, "-B", folder, "-GNinja", *options],
+        ["--build", folder, "--target", *targets],
+    ):
+        done = run(cmake, *step, cwd=tree)
+        assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((folder / targets[0]).with_suffix(".kernels.json").read_text())
+    assert {row["arch"] for row in rows} == {"80", "90a", "100", "120"}
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@
 namespace genimg::cpu {
 namespace {
 
+// Of the CPU.
 Isa best_isa() {
-#ifdef GENIMG_X86_LEVELS
+#if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("bmi2");
@@ -22,10 +23,20 @@ Isa best_isa() {
 }
 
 Isa choose_isa() {
+#ifdef GENIMG_X86_LEVELS
+  const Isa lowest = Isa::baseline;
   const Isa best = best_isa();
+#else
+  const Isa lowest = Isa::GENIMG_ONLY_ISA;
+  const Isa best = lowest;
+  if (best_isa() < lowest) {
+    throw std::runtime_error(std::string("this build is for ") + isa_name(lowest) +
+                             " alone, which this CPU does not have");
+  }
+#endif
   const char* wanted = std::getenv("GENIMG_CPU_ISA");
   if (wanted == nullptr || *wanted == '\0') return best;
-  for (int level = 0; level <= static_cast<int>(best); ++level) {
+  for (int level = static_cast<int>(lowest); level <= static_cast<int>(best); ++level) {
     if (std::string(isa_name(static_cast<Isa>(level))) == wanted) return static_cast<Isa>(level);
   }
   throw std::runtime_error(

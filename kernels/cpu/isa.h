@@ -18,8 +18,9 @@ namespace genimg::cpu {
 
 enum class Isa { baseline, avx2, avx512 };
 
-// The level in use: the CPU's best, or the lower one that GENIMG_CPU_ISA names. Throws
-// std::runtime_error where that is no level, or one that this CPU or this build does not have.
+// The level in use: the CPU's best, or the lower one that GENIMG_CPU_ISA names; the only one of a
+// build for one. Throws std::runtime_error where that is no level, or one that this CPU or this
+// build does not have.
 Isa active_isa();
 
 const char* isa_name(Isa isa);
@@ -53,10 +54,11 @@ Kernel* pick(Kernel* baseline, Kernel* avx2, Kernel* avx512) {
 }
 #else
 #define GENIMG_DECLARE_CPU_KERNEL(name, ...) \
-  namespace baseline {                       \
+  namespace GENIMG_ONLY_ISA {                \
   void name(__VA_ARGS__);                    \
   }
-#define GENIMG_CPU_KERNEL(name) (&::genimg::cpu::baseline::name)
+#define GENIMG_CPU_KERNEL(name) \
+  ((void)::genimg::cpu::active_isa(), &::genimg::cpu::GENIMG_ONLY_ISA::name)
 #endif
 
 }  // namespace genimg::cpu

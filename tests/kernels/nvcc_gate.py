@@ -1,4 +1,4 @@
-"""What a CUDA kernel must be to pass ``make check-cuda``, which needs no GPU.
+"""What a CUDA kernel must be to pass ``make check-cuda`` and ``check-cuda-build``; needs no GPU.
 
 As CMake's compiler launcher it runs nvcc with ptxas' report on. It fails on a spill, on a stack
 frame, on ptxas' advice on wgmma (C7508, C7510, C7518 to C7520), and on a matrix kernel without

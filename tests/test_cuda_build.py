@@ -1,0 +1,77 @@
+"""A build for CUDA, with a GPU and without: what genimg/_build.json promises is there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import genimg
+from genimg import _native, info
+from genimg.backends import OPS
+
+pytestmark = pytest.mark.skipif(
+    _native.build_info().get("kind") != "cuda", reason="no CUDA kernels were built"
+)
+SERVED = sorted(name for name, op in OPS.items() if "cuda" in op.by_backend)
+
+
+def test_the_library_is_loaded():
+    assert _native.why_not_cuda() is None
+
+
+@pytest.mark.parametrize("op", SERVED)
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_kernels_are_registered(op, direction):
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert has_kernel(f"genimg::{op}_{direction}", "CUDA")
+
+
+def cuobjdump() -> str | None:
+    found = shutil.which("cuobjdump")
+    if found is None:
+        triton = pytest.importorskip("triton")
+        found = shutil.which(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
+    return found
+
+
+def listed(option: str) -> set[str]:
+    """Architectures of the binaries, or of the PTX, inside the library."""
+    tool = cuobjdump()
+    if tool is None:
+        pytest.skip("needs cuobjdump")
+    command = [tool, option, _native.load().__file__]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(re.findall(r"\.sm_(\w+)\.(?:cubin|ptx)", done.stdout))
+
+
+def test_every_architecture_is_in_the_library():
+    asked = _native.build_info()["cuda_archs"]
+    for kind, option in (("real", "--list-elf"), ("virtual", "--list-ptx")):
+        wanted = {a.removesuffix(f"-{kind}") for a in asked if a.endswith(f"-{kind}")}
+        assert listed(option) == wanted
+
+
+def test_info_names_the_kernels(capsys):
+    assert info.main([]) == 0
+    page = capsys.readouterr().out
+    assert "build     cuda: torch " in page
+    assert f"CUDA architectures: {', '.join(_native.build_info()['cuda_archs'])}" in page
+    (state,) = re.findall(r"^cuda +(yes|no) +(yes|no) +(.*)$", page, re.MULTILINE)
+    if torch.cuda.is_available():
+        assert state == ("yes", "yes", "serves tensors on the GPU")
+    else:
+        assert state == ("yes", "no", "no GPU present, or no driver")
+        assert re.search(r"^gpu +none: no GPU present", page, re.MULTILINE)
+
+
+@pytest.mark.parametrize("op", SERVED)
+def test_tensors_elsewhere_are_refused(op):
+    case = OPS[op].cases[0]
+    with pytest.raises(genimg.BackendError, match="on cpu, this kernel serves cuda tensors"):
+        case.call(partial(OPS[op].function, backend="cuda"), case.tensors(torch.Generator()))
