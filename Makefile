@@ -43,9 +43,10 @@ demo: setup  ## train a GAN and a VAE on digits, and show the speed and error of
 test: setup  ## run the tests
 	$(PY) -m pytest $(ARGS)
 
-test-gpu: setup  ## run the tests of the ops and kernels, on this machine's GPU too
+test-gpu: setup  ## run the tests of the ops and kernels on this machine's GPU, and compute-sanitizer
 	@$(PY) -c "$(NEEDS_GPU)"
 	$(PY) -m pytest tests/ops tests/kernels $(ARGS)
+	$(PY) benchmarks/gpu_check.py --tools
 
 bench: setup  ## time every op beside PyTorch, into benchmarks/results/local.json
 	@mkdir -p benchmarks/results

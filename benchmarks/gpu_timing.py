@@ -7,6 +7,7 @@ runner is only tried out, it is a wall clock.
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -45,22 +46,24 @@ def sample(run: Callable[[], Any], device: str, seconds: float, graph: bool = Tr
     """
     if device == "cpu":
         return _percentiles(_wall_clock(run, seconds), False)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # as capturing wants it
+    stream = torch.cuda.current_stream()
+    if stream == torch.cuda.default_stream():  # where nothing can be captured
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.default_stream())
+    with torch.cuda.stream(stream):
         for _ in range(3):
             run()
-    torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        captured = _capture(run, stream) if graph else None
+        times = _events(captured.replay if captured else run, seconds)
     torch.cuda.synchronize()
-    captured = _capture(run) if graph else None
-    times = _events(captured.replay if captured else run, seconds)
     return _percentiles(times, captured is not None)
 
 
-def _capture(run: Callable[[], Any]) -> torch.cuda.CUDAGraph | None:
+def _capture(run: Callable[[], Any], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph | None:
     captured = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(captured):
+        with torch.cuda.graph(captured, stream=stream):
             run()
     except RuntimeError:  # it waits for the host, or draws from a generator that is not registered
         torch.cuda.synchronize()
@@ -100,6 +103,18 @@ def _percentiles(times: list[float], graph: bool) -> Sample:
     ordered = sorted(times)
     p20, p50, p80 = (ordered[round(q * (len(ordered) - 1))] for q in (0.2, 0.5, 0.8))
     return Sample(p20, p50, p80, len(ordered), graph)
+
+
+def clocks() -> str:
+    """Of the multiprocessors and the memory, now; nothing on the CPU."""
+    if not torch.cuda.is_available():
+        return ""
+    command = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
 
 
 def kernel_names(run: Callable[[], Any]) -> list[str]:

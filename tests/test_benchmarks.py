@@ -145,39 +145,141 @@ def test_unknown_op_is_refused():
 
 
 def gpu_results():
-    def timed(section, what, p50, **more):
+    def timed(p50, provider, section="layer", **more):
         spread = {"p20": p50 * 0.9, "p50": p50, "p80": p50 * 1.2, "runs": 20, "graph": True}
-        return {"section": section, "what": what, **spread, **more}
+        where = {"section": section, "what": "64->3@32", "batch": 128, "mode": "forward"}
+        return {**where, "provider": provider, **spread, **more}
 
     gpu = {"name": "A GPU", "capability": "9.0", "memory_gib": 1.0, "multiprocessors": 1}
-    op = {"section": "op", "what": "leaky_relu large", "mode": "forward"}
+    wrong = {key: timed(1.0, "cuda")[key] for key in ("section", "what", "batch", "mode")}
     return {
         "facts": {
             "gpus": {"devices": [gpu], "driver": "580"},
             "versions": {"torch": "2.11", "triton": "3.6"},
             "commit": "0123456789abcdef",
         },
-        "clocks": "1980 MHz, 3201 MHz",
         "rows": [
-            timed("ceiling", "matmul", 1000.0, flop=8e11),
-            timed("ceiling", "copy", 500.0, bytes=2e9),
-            timed(
-                "cudnn", "64->3@32", 10.0, mode="forward", batch=128, flop=2e9, kernels=["k", "k"]
-            ),
-            timed("op", "leaky_relu large", 30.0, mode="forward", provider="eager_channels_last"),
-            timed("op", "leaky_relu large", 20.0, mode="forward", provider="compile_channels_last"),
-            timed("op", "leaky_relu large", 10.0, mode="forward", provider="triton"),
-            {**op, "provider": "cuda", "failed": "WRONG: y is off"},
+            {"section": "ceilings", "what": "matmul", "rate": 8e14},
+            {"section": "ceilings", "what": "copy", "rate": 4e12},
+            {"section": "clocks", "what": "after ceilings", "clocks": "1980 MHz, 3201 MHz"},
+            timed(20.0, "cudnn", bound=5.0, flop=2e9, kernels=["k", "k"]),
+            timed(30.0, "compile", graph=False),
+            timed(10.0, "triton", bound=5.0),
+            {**wrong, "provider": "cuda", "failed": "WRONG: y is off"},
+            {**timed(9.0, "eager"), "what": "net"},
+            {**timed(3.0, "cuda"), "what": "net", "note": "partly PyTorch's: no kernel"},
         ],
     }
 
 
-def test_gpu_report():
-    text = load("gpu_report").report(gpu_results())
-    assert "800 TFLOP/s, copy 4.00 TB/s" in text
-    assert "| leaky_relu large, forward | 30.0 | 20.0 | 10.0 | WRONG | 2.00 |" in text
-    assert "| 64->3@32, 128 | forward | 10.0 (9.0 to 12.0) | 200.0 | 25% | k |" in text
-    assert "- leaky_relu large, forward, cuda: WRONG: y is off" in text
+def test_gpu_report(tmp_path):
+    module = load("gpu_report")
+    text = module.report(gpu_results())
+    assert "800 TFLOP/s, copy 4 TB/s" in text
+    assert "after ceilings 1980 MHz, 3201 MHz" in text
+    row = "| 64->3@32, 128 images, forward | 20.0 (25%) | 30.0 * | 10.0 (50%) | WRONG |  | 2.00 |"
+    assert row in text
+    assert "| net, 128 images, forward |  |  |  | 3.0 + | 9.0 |  |" in text
+    assert "- net, 128 images, forward, cuda: partly PyTorch's: no kernel" in text
+    assert "| 64->3@32, 128, forward | 20.0 (18.0 to 24.0) | 100.0 | k |" in text
+    assert "- 64->3@32, 128 images, forward, cuda: WRONG: y is off" in text
+    assert module.plot(gpu_results(), tmp_path / "results.png")
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert not module.plot({"rows": []}, tmp_path / "none.png")
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """The module, where its neighbours are importable."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return load("gpu_worker")
+
+
+def said(capsys, worker):
+    lines = capsys.readouterr().out.splitlines()
+    return [json.loads(line.removeprefix(worker.MARK)) for line in lines]
+
+
+def test_a_wrong_kernel_is_never_timed(worker, capsys):
+    out = worker.Out([], 0.0, tiny=True)
+    out.deadline = float("inf")
+    right = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    ran = []
+
+    def make(result):
+        exact = right.double()
+        worker.check({"y": result}, {"y": right + 1e-6}, {"y": exact})
+        return worker.Timed(lambda: ran.append(1))
+
+    where = {"section": "op", "what": "probe", "batch": 4, "mode": "forward", "provider": "cuda"}
+    for wrong in (right * 1.001, right * float("nan")):
+        out.time({**where, "what": str(len(out.done))}, lambda: make(wrong))  # noqa: B023
+    begin, row, _, other = said(capsys, worker)
+    assert begin == {"begin": {**where, "what": "0"}}
+    assert row["row"]["failed"].startswith("WRONG: y is off by 1.0e-03 of its norm")
+    assert other["row"]["failed"].startswith("WRONG: y is off by nan")
+    assert ran == []
+    out.time(where, lambda: make(right))
+    assert "p50" in said(capsys, worker)[-1]["row"]
+    assert ran
+    out.time(where, lambda: make(right))  # it is there already
+    assert said(capsys, worker) == []
+
+
+def test_what_hangs_or_dies_takes_nothing_else_with_it(tmp_path, monkeypatch, capsys, worker):
+    """Of three measurements one ends its process, and one never returns."""
+    bench = load("gpu_bench")
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import json, os, sys, time\n"
+        "rows = json.load(open(sys.argv[1]))['rows']\n"
+        "def say(**what): print('" + worker.MARK + "' + json.dumps(what), flush=True)\n"
+        "for what in ('dies', 'hangs', 'works'):\n"
+        "    if what in [row['what'] for row in rows]: continue\n"
+        "    say(begin={'what': what})\n"
+        "    if what == 'dies': os._exit(7)\n"
+        "    if what == 'hangs': time.sleep(600)\n"
+        "    say(row={'what': what, 'p50': 1.0})\n"
+    )
+    monkeypatch.setattr(bench, "__file__", str(script))
+    results = bench.Results(tmp_path / "results.json")
+    bench.measure(results, seconds=100, arguments=[], patience=6)
+    rows = {row["what"]: row for row in json.loads(results.path.read_text())["rows"]}
+    assert rows["dies"]["failed"] == "its process ended with exit code 7"
+    assert rows["hangs"]["failed"] == "no result within 6 s"
+    assert rows["works"] == {"what": "works", "p50": 1.0}
+
+
+def test_a_worker_without_results_is_not_started_for_ever(tmp_path, monkeypatch, capsys, worker):
+    bench = load("gpu_bench")
+    script = tmp_path / "worker.py"
+    script.write_text("import sys; sys.exit(9)")
+    monkeypatch.setattr(bench, "__file__", str(script))
+    bench.measure(bench.Results(tmp_path / "results.json"), 100, [], patience=10)
+    assert capsys.readouterr().out.count("exit code 9") == 2
+
+
+def test_checks_end_at_their_time(capsys):
+    check = load("gpu_check")
+    job = check.Job("cpu", "leaky_relu", "float32")
+    assert check.run_all([job], 1, seconds=60, in_all=0) == 1
+    printed = capsys.readouterr().out
+    assert "not run: no time was left" in printed
+    assert "0 of 1 without a fault" in printed
+
+
+def test_sanitizer_jobs(monkeypatch, capsys, tmp_path):
+    check = load("gpu_check")
+    found = check.jobs(["cuda"], ["memcheck"])
+    assert {job.dtype for job in found} == {"float32", "bfloat16"}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--tools"])
+    assert check.main() == 2
+    assert "compute-sanitizer is neither on PATH nor beside nvcc" in capsys.readouterr().out
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    assert found[0].command()[:5] == [str(tool), "--tool", "memcheck", "--error-exitcode", "1"]
 
 
 def test_gpu_runner_refuses_without_a_gpu(tmp_path):

@@ -2,8 +2,9 @@
 
 As CMake's compiler launcher it runs nvcc with ptxas' report on. It fails on a spill, on a stack
 frame, on ptxas' advice on wgmma (C7508, C7510, C7518 to C7520), and on a matrix kernel without
-matrix instructions in its binary. With ``report`` as its argument it prints registers, shared
-memory and occupancy of every kernel that was compiled under a folder.
+matrix instructions in its binary. With ``report`` as its argument it prints registers, static
+shared memory, threads and occupancy of every kernel that was compiled under a folder. Dynamic
+shared memory is the launch's, which it does not know: occupancy is then an upper bound.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-THREADS = 256  # of every kernel's block: its launch bounds
 # Per multiprocessor: threads, and bytes of shared memory (CUDA programming guide, table of
-# compute capabilities). Registers are 65536 and blocks at least 24 on all of them.
+# compute capabilities). Registers are 65536, and blocks at least 24, on all of them.
 LIMITS = {"80": (2048, 164), "90a": (2048, 228), "100": (2048, 228), "120": (1536, 100)}
 
 ENTRY = re.compile(
@@ -82,19 +84,70 @@ def with_headers(source: Path) -> str:
     return "\n".join(seen.values())
 
 
-def disassemble(binary: Path) -> dict[str, str]:
-    """SASS by architecture, through the cuobjdump of the toolkit or of Triton."""
+def cuobjdump(*arguments: str | Path, folder: Path | None = None) -> str:
+    """What the toolkit's says, or Triton's."""
     tool = shutil.which("cuobjdump")
     if tool is None:
         import triton
 
         tool = str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
-    done = subprocess.run([tool, "--dump-sass", binary], capture_output=True, text=True, check=True)
-    parts = re.split(r"^\s*arch = sm_(\w+)$", done.stdout, flags=re.MULTILINE)
+    command = [tool, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout
+
+
+def disassemble(binary: Path) -> dict[str, str]:
+    """SASS by architecture."""
+    output = cuobjdump("--dump-sass", binary)
+    parts = re.split(r"^\s*arch = sm_(\w+)$", output, flags=re.MULTILINE)
     sass: dict[str, str] = {}
     for arch, text in zip(parts[1::2], parts[2::2], strict=True):
         sass[arch] = sass.get(arch, "") + text
     return sass
+
+
+def launch_bounds(cubin: bytes) -> dict[str, int]:
+    """Threads of a block by kernel: ``.nv.info.<kernel>`` has them, as attribute 5 of format 4."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    found = {}
+    for name_at, _, _, _, at, length in sections:
+        start = sections[names][4] + name_at
+        name = cubin[start : cubin.index(b"\0", start)].decode()
+        end = at + length
+        while name.startswith(".nv.info.") and at < end:
+            layout, attribute, value = struct.unpack_from("<BBH", cubin, at)
+            at += 4
+            if layout != 4:
+                continue
+            if attribute == 5:
+                x, y, z = struct.unpack_from("<III", cubin, at)
+                found[name.removeprefix(".nv.info.")] = x * y * z
+            at += value
+    return found
+
+
+def threads_in(binary: Path) -> dict[tuple[str, str], int]:
+    """Threads of a block by architecture and kernel."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        cuobjdump("--extract-elf", "all", binary.resolve(), folder=Path(folder))
+        for path in Path(folder).glob("*.cubin"):
+            arch = path.suffixes[-2].removeprefix(".sm_")
+            for name, threads in launch_bounds(path.read_bytes()).items():
+                found[arch, name] = threads
+    return found
+
+
+def with_dynamic_memory(source: str) -> set[str]:
+    """Kernels whose launch decides on their shared memory."""
+    kernels = re.split(r"^__global__\b", re.sub(r"//.*", "", source), flags=re.MULTILINE)[1:]
+    return {
+        name
+        for text in kernels
+        for name in re.findall(r"\b(\w+_kernel)\(", text)[:1]
+        if "SIMT_DYN_SHARED(" in text
+    }
 
 
 def compile_and_judge(command: list[str]) -> int:
@@ -119,17 +172,25 @@ def compile_and_judge(command: list[str]) -> int:
         sys.stderr.write("\n".join([f"{source.name} does not pass:", *found, ""]))
         return 1
     if rows:
+        threads = threads_in(binary)
+        dynamic = with_dynamic_memory(source.read_text(encoding="utf-8"))
+        for row in rows:
+            row["threads"] = threads.get((row["arch"], row["name"]), 0)
+            row["dynamic"] = any(f"{len(name)}{name}" in row["name"] for name in dynamic)
         binary.with_suffix(".kernels.json").write_text(json.dumps(rows), encoding="utf-8")
     return 0
 
 
-def occupancy(registers: int, shared: int, arch: str) -> int:
-    """Percent of a multiprocessor's threads."""
-    threads, kibibytes = LIMITS[arch]
-    blocks = min(65536 // (-(-registers // 8) * 8 * THREADS), threads // THREADS)
-    if shared:
-        blocks = min(blocks, kibibytes * 1024 // (shared + 1024))  # 1 KiB is the system's
-    return 100 * blocks * THREADS // threads
+def occupancy(row: dict[str, str | int]) -> str:
+    """Percent of a multiprocessor's threads, an upper bound where the launch adds shared memory."""
+    if not row.get("threads"):
+        return "-"
+    most, kibibytes = LIMITS[row["arch"]]
+    threads = -(-row["threads"] // 32) * 32
+    blocks = min(65536 // (-(-row["registers"] // 8) * 8 * threads), most // threads, 24)
+    if row["shared"]:
+        blocks = min(blocks, kibibytes * 1024 // (row["shared"] + 1024))  # 1 KiB is the system's
+    return f"{'<=' if row['dynamic'] else ''}{100 * blocks * threads // most}%"
 
 
 def readable(names: list[str]) -> list[str]:
@@ -142,7 +203,7 @@ def readable(names: list[str]) -> list[str]:
 
 
 def report(folder: Path) -> int:
-    """A line for each kernel: registers, shared memory and occupancy by architecture."""
+    """A line for each kernel: registers, static shared memory, threads, occupancy."""
     rows = [
         row
         for path in sorted(folder.rglob("*.kernels.json"))
@@ -152,7 +213,8 @@ def report(folder: Path) -> int:
         print(f"no kernels under {folder}")
         return 1
     names = sorted({row["name"] for row in rows})
-    print(f"{'registers / shared bytes / occupancy':<58}" + "".join(f"{a:>18}" for a in LIMITS))
+    head = "registers / static shared bytes / threads / occupancy"
+    print(f"{head:<58}" + "".join(f"{'sm_' + arch:>26}" for arch in LIMITS))
     lines = []
     for name, shown in zip(names, readable(names), strict=False):
         cells = []
@@ -161,9 +223,9 @@ def report(folder: Path) -> int:
             if row is None:
                 cells.append("")
                 continue
-            share = occupancy(row["registers"], row["shared"], arch)
-            cells.append(f"{row['registers']} / {row['shared']} / {share}%")
-        lines.append(f"{shown:<58}" + "".join(f"{cell:>18}" for cell in cells))
+            threads = row.get("threads", "-")
+            cells.append(f"{row['registers']} / {row['shared']} / {threads} / {occupancy(row)}")
+        lines.append(f"{shown:<58}" + "".join(f"{cell:>26}" for cell in cells))
     print("\n".join(sorted(lines)))
     return 0
 

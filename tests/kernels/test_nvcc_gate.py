@@ -1,5 +1,7 @@
 """The compile gate of the CUDA kernels, on reports that nvcc might make."""
 
+import shutil
+import subprocess
 from importlib import util
 from pathlib import Path
 
@@ -62,8 +64,46 @@ def test_a_matrix_kernel_has_matrix_instructions():
 
 
 @pytest.mark.parametrize(
-    ("registers", "shared", "arch", "share"),
-    [(32, 0, "80", 100), (33, 0, "80", 75), (255, 0, "90a", 12), (32, 100_000, "90a", 25)],
+    ("registers", "shared", "threads", "arch", "share"),
+    [
+        (32, 0, 256, "80", "100%"),
+        (33, 0, 256, "80", "75%"),
+        (255, 0, 256, "90a", "12%"),
+        (32, 100_000, 256, "90a", "25%"),
+        (255, 0, 128, "90a", "12%"),
+        (168, 0, 128, "90a", "18%"),
+        (16, 0, 32, "80", "37%"),  # 24 blocks
+        (32, 0, 0, "80", "-"),
+    ],
 )
-def test_occupancy(registers, shared, arch, share):
-    assert gate.occupancy(registers, shared, arch) == share
+def test_occupancy(registers, shared, threads, arch, share):
+    row = {"registers": registers, "shared": shared, "threads": threads, "arch": arch}
+    assert gate.occupancy({**row, "dynamic": False}) == share
+    if threads:
+        assert gate.occupancy({**row, "dynamic": True}) == f"<={share}"
+
+
+def test_who_has_dynamic_memory():
+    source = (
+        "template <int N>\n__global__ void __launch_bounds__(f<N>(), 1)\n"
+        "    first_kernel(const float* x) {\n  SIMT_DYN_SHARED(float, shared);\n}\n"
+        "__global__ void second_kernel(float* y) {\n  // as SIMT_DYN_SHARED(float, shared)\n}\n"
+        "int launch_first() { return simt::launch(first_kernel<1>, 1, 1, 4, 0); }\n"
+    )
+    assert gate.with_dynamic_memory(source) == {"first_kernel"}
+
+
+def test_threads_are_read_from_a_binary(tmp_path):
+    """Compiled here, for the format is nobody's promise."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("needs nvcc")
+    source = tmp_path / "two.cu"
+    source.write_text(
+        'extern "C" __global__ void __launch_bounds__(96) small(float* y) { y[0] = 1; }\n'
+        'extern "C" __global__ void any(float* y) { y[0] = 1; }\n'
+    )
+    binary = tmp_path / "two.o"
+    command = [nvcc, "-c", source, "-o", binary, "-gencode=arch=compute_90a,code=sm_90a"]
+    subprocess.run(command, check=True, timeout=120)
+    assert gate.threads_in(binary) == {("90a", "small"): 96}
