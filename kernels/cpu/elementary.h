@@ -31,7 +31,8 @@ struct ExpParts {
 // rounds to the nearest integer.
 template <bool kWide = false>
 inline ExpParts exp_parts(float x) {
-  const float divided = kWide && x >= -1 && x <= 1 ? 0.0f : x;
+  // One comparison: two would be a branch, and the loops that call this would not vectorise.
+  const float divided = kWide && x * x <= 1 ? 0.0f : x;
   const float shifted = divided * 1.44269504f + 12582912.0f;
   const float n = shifted - 12582912.0f;
   // ln 2 in two pieces, so that n times the first is exact.
