@@ -115,7 +115,7 @@ sanitize-cuda: setup  ## run the emulated CUDA kernels under AddressSanitizer an
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PY) -m pytest --sanitized \
 		tests/kernels/test_cuda_emulated.py tests/kernels/test_simt.py \
-		tests/kernels/test_simt_hopper.py tests/kernels/test_contract.py $(ARGS)
+		tests/kernels/test_simt_hopper.py tests/kernels/test_cuda_contracts.py $(ARGS)
 
 dist: setup  ## sdist and wheel, into dist/
 	$(PY) -m build --no-isolation
