@@ -100,9 +100,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def emulated(op: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def emulated(op: str, monkeypatch: pytest.MonkeyPatch, precision: str = "ieee") -> Iterator[None]:
     """``backend="cuda"`` of an op takes CPU tensors, by its own ``why_not``, to the emulator.
 
+    ``precision`` is what torch's switch for convolutions of float32 says; its default is "tf32".
     After its first backward one schedule is enough: what follows are draws of other data.
     """
     entry = OPS[op]
@@ -116,6 +117,7 @@ def emulated(op: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return grads
 
     with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.cudnn.conv, "fp32_precision", precision)
         patch.setitem(
             entry.by_backend, "cuda", replace(impl, devices=("cpu",), fwd=fwd, bwd=first_bwd)
         )

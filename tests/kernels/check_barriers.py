@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels/cuda"
 WORK = ROOT / "build/barriers"
-TESTS = ("conv_halo", "emulated", "conv", "conv_fused")
+TESTS = ("conv_halo", "emulated", "conv", "conv_fused", "conv_stack")
 ORDERING = re.compile(
     r"(?:__syncthreads(?:_\w+)?|__syncwarp|__threadfence(?:_block)?|simt::cp_async_wait<\w+>"
     r"|simt::mbarrier_(?:init_fence|wait)|simt::fence_proxy_async|simt::wgmma_(?:fence|wait<\w+>))"
