@@ -1,105 +1,14 @@
-// A C interface over the launchers, for ctypes: one function per kernel, pass and dtype.
-#include "batch_norm_act.h"
+// A C interface over the launchers that have options which no op uses, for ctypes.
 #include "conv_dgrad.h"
 #include "conv_fprop.h"
 #include "conv_wgrad.h"
-#include "leaky_relu.h"
-#include "reparam_kl.h"
 #include "testing.h"
 
-using genimg::cuda::BatchNormActShape;
 using bf16 = __nv_bfloat16;
 using fp16 = __half;
 using fp32 = float;
 
 #define FOR_EACH_DTYPE(X) X(fp32) X(fp16) X(bf16)
-
-#define LEAKY_RELU(T)                                                                   \
-  SIMT_EXPORT int leaky_relu_fwd_##T(const T* x, T* y, int64_t n, float slope) {        \
-    return simt::guarded(                                                               \
-        [=] { return genimg::cuda::launch_leaky_relu_fwd(x, y, n, slope, nullptr); });  \
-  }                                                                                     \
-  SIMT_EXPORT int leaky_relu_bwd_##T(const T* grad_y, const T* x, T* grad_x, int64_t n, \
-                                     float slope) {                                     \
-    return simt::guarded([=] {                                                          \
-      return genimg::cuda::launch_leaky_relu_bwd(grad_y, x, grad_x, n, slope, nullptr); \
-    });                                                                                 \
-  }
-FOR_EACH_DTYPE(LEAKY_RELU)
-
-#define REPARAM_KL(T)                                                                         \
-  SIMT_EXPORT int reparam_kl_fwd_##T(const T* mu, const T* logvar, const int64_t* seed, T* z, \
-                                     float* kl, int64_t rows, int64_t row_size) {             \
-    return simt::guarded([=] {                                                                \
-      return genimg::cuda::launch_reparam_kl_fwd(mu, logvar, seed, z, kl, rows, row_size,     \
-                                                 nullptr);                                    \
-    });                                                                                       \
-  }                                                                                           \
-  SIMT_EXPORT int reparam_kl_bwd_##T(const T* grad_z, const float* grad_kl, const T* mu,      \
-                                     const T* logvar, const int64_t* seed, T* grad_mu,        \
-                                     T* grad_logvar, int64_t rows, int64_t row_size) {        \
-    return simt::guarded([=] {                                                                \
-      return genimg::cuda::launch_reparam_kl_bwd(grad_z, grad_kl, mu, logvar, seed, grad_mu,  \
-                                                 grad_logvar, rows, row_size, nullptr);       \
-    });                                                                                       \
-  }
-FOR_EACH_DTYPE(REPARAM_KL)
-
-// `sizes`: whether pixels, batch, channels, plane, batch, channel and pixel stride.
-static BatchNormActShape shape_of(const int64_t* sizes) {
-  return {sizes[0] != 0, sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]};
-}
-
-SIMT_EXPORT int64_t batch_norm_act_scratch(const int64_t* sizes) {
-  return genimg::cuda::batch_norm_act_scratch(shape_of(sizes));
-}
-
-SIMT_EXPORT int batch_norm_act_running_fp32(const float* running_mean, const float* running_var,
-                                            int64_t channels, float eps, float* mean, float* rstd) {
-  return simt::guarded([=] {
-    return genimg::cuda::launch_batch_norm_act_running(running_mean, running_var, channels, eps,
-                                                       mean, rstd, nullptr);
-  });
-}
-
-#define BATCH_NORM_ACT(T)                                                                         \
-  SIMT_EXPORT int batch_norm_act_stats_##T(const T* x, const int64_t* sizes, float eps,           \
-                                           float* scratch, unsigned* tickets, float* mean,        \
-                                           float* rstd, float* var) {                             \
-    return simt::guarded([=] {                                                                    \
-      return genimg::cuda::launch_batch_norm_act_stats(x, shape_of(sizes), eps, scratch, tickets, \
-                                                       mean, rstd, var, nullptr);                 \
-    });                                                                                           \
-  }                                                                                               \
-  SIMT_EXPORT int batch_norm_act_fwd_##T(const T* x, T* y, const int64_t* sizes,                  \
-                                         const float* weight, const float* bias,                  \
-                                         const float* mean, const float* rstd, float slope) {     \
-    return simt::guarded([=] {                                                                    \
-      return genimg::cuda::launch_batch_norm_act_fwd(x, y, shape_of(sizes), weight, bias, mean,   \
-                                                     rstd, slope, nullptr);                       \
-    });                                                                                           \
-  }                                                                                               \
-  SIMT_EXPORT int batch_norm_act_sums_##T(                                                        \
-      const T* grad_y, const T* x, const int64_t* sizes, const float* weight, const float* bias,  \
-      const float* mean, const float* rstd, float slope, float* scratch, unsigned* tickets,       \
-      float* grad_weight, float* grad_bias) {                                                     \
-    return simt::guarded([=] {                                                                    \
-      return genimg::cuda::launch_batch_norm_act_sums(grad_y, x, shape_of(sizes), weight, bias,   \
-                                                      mean, rstd, slope, scratch, tickets,        \
-                                                      grad_weight, grad_bias, nullptr);           \
-    });                                                                                           \
-  }                                                                                               \
-  SIMT_EXPORT int batch_norm_act_bwd_##T(                                                         \
-      const T* grad_y, const T* x, T* grad_x, const int64_t* sizes, const float* weight,          \
-      const float* bias, const float* mean, const float* rstd, const float* grad_weight,          \
-      const float* grad_bias, float slope) {                                                      \
-    return simt::guarded([=] {                                                                    \
-      return genimg::cuda::launch_batch_norm_act_bwd(grad_y, x, grad_x, shape_of(sizes), weight,  \
-                                                     bias, mean, rstd, grad_weight, grad_bias,    \
-                                                     slope, nullptr);                             \
-    });                                                                                           \
-  }
-FOR_EACH_DTYPE(BATCH_NORM_ACT)
 
 namespace {
 
