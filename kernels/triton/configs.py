@@ -80,11 +80,7 @@ _ROOMY: _Table = {  # at least 160 KB of shared memory a block
         ),
         weight=(Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
         weight_few=Tile(64, 64, 64, 8, 3),
-        image_more=(
-            Tile(64, 16, 32, 4, 4),
-            Tile(64, 64, 64, 4, 3),
-            Tile(64, 128, 64, 4, 3),
-        ),
+        image_more=(Tile(64, 16, 32, 4, 4), Tile(64, 64, 64, 4, 3)),
     ),
     TF32: Tiles(
         image=(Tile(128, 16, 32, 8, 3), Tile(128, 32, 32, 8, 3), Tile(128, 64, 32, 8, 3)),
