@@ -80,9 +80,10 @@ if wanted contracts; then
   fi
 fi
 if wanted bench; then
-  left=$((SECONDS_IN_ALL - SECONDS - 30))
+  left=$((SECONDS_IN_ALL - SECONDS - 45))
   if wanted sanitize; then left=$((left - left / 5)); fi
-  stage bench "$((left + 10))" "$PYTHON" benchmarks/gpu_bench.py "$folder/results.json" \
+  # The rest is for ending: a process with a GPU's context takes seconds for that.
+  stage bench "$((left + 30))" "$PYTHON" benchmarks/gpu_bench.py "$folder/results.json" \
     --seconds "$left" ${SECTIONS:+--sections $SECTIONS} "${tiny[@]}" || failed=1
   "$PYTHON" benchmarks/gpu_report.py "$folder/results.json" >"$folder/report.md"
   head -n 60 "$folder/report.md"

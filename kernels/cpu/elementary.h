@@ -1,6 +1,6 @@
 // exp, log, sine and cosine of floats, written so that loops over them vectorise: the C library's
 // need -ffast-math for that. Each is within two ulp of the true value on the range that it states,
-// expm1_minus_x within three (tests/kernels/test_cpu_elementary.py).
+// expm1_minus_x within six (tests/kernels/test_cpu_elementary.py).
 #pragma once
 
 #include <cstdint>
@@ -20,30 +20,20 @@ inline uint32_t to_bits(float value) {
   return bits;
 }
 
-// x = n ln 2 + r, and what exp and expm1 are made of.
+// x = n ln 2 + r with |r| <= ln(2) / 2, and what exp and expm1 are made of.
 struct ExpParts {
   float scale;      // 2^n
   float r;          //
   float remainder;  // exp(r) - 1 - r, which does not cancel
 };
 
-// For |x| <= 80: |r| <= ln(2) / 2; or, with kWide, n is 0 up to |x| = 1. The shift by 1.5 * 2^23
-// rounds to the nearest integer.
-template <bool kWide = false>
+// For |x| <= 80. The shift by 1.5 * 2^23 rounds to the nearest integer.
 inline ExpParts exp_parts(float x) {
-  // One comparison: two would be a branch, and the loops that call this would not vectorise.
-  const float divided = kWide && x * x <= 1 ? 0.0f : x;
-  const float shifted = divided * 1.44269504f + 12582912.0f;
+  const float shifted = x * 1.44269504f + 12582912.0f;
   const float n = shifted - 12582912.0f;
   // ln 2 in two pieces, so that n times the first is exact.
   const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   float p = 1.0f / 40320;
-  if constexpr (kWide) {
-    float q = 1.0f / 39916800;
-    q = q * r + 1.0f / 3628800;
-    q = q * r + 1.0f / 362880;
-    p = q * r + p;
-  }
   p = p * r + 1.0f / 5040;
   p = p * r + 1.0f / 720;
   p = p * r + 1.0f / 120;
@@ -64,11 +54,10 @@ inline float expm1_of(float x) {
   return parts.scale * (parts.r + parts.remainder) + (parts.scale - 1);
 }
 
-// expm1(x) - x. Where n is 0, r is x, and what is left is the remainder alone; with an n of 1 the
-// parts would cancel near ln(2) / 2, to 18 ulp. Beyond, the first two sums are exact while n is
-// small.
+// expm1(x) - x. Where n is 0, r is x, and what is left is the remainder alone. Next to that, where
+// the parts cancel, the first two sums are exact in this order; r's own rounding remains.
 inline float expm1_minus_x(float x) {
-  const ExpParts parts = exp_parts<true>(x);
+  const ExpParts parts = exp_parts(x);
   return (((parts.scale - 1) - x) + parts.scale * parts.r) + parts.scale * parts.remainder;
 }
 

