@@ -68,7 +68,8 @@ if wanted build; then
 fi
 if wanted check; then
   limit=$(share 35)
-  stage check "$limit" "$PYTHON" benchmarks/gpu_check.py --in-all "$((limit - 10))" \
+  # 30 s to import torch and to end: its summary is worth more than one more case.
+  stage check "$limit" "$PYTHON" benchmarks/gpu_check.py --in-all "$((limit - 30))" \
     "${backends[@]}" || failed=1
 fi
 if wanted contracts; then
@@ -89,10 +90,10 @@ if wanted bench; then
   head -n 60 "$folder/report.md"
 fi
 if wanted sanitize; then
-  limit=$((SECONDS_IN_ALL - SECONDS - 10))
-  [ "$limit" -gt 20 ] || limit=20
+  limit=$((SECONDS_IN_ALL - SECONDS - 5))
+  [ "$limit" -gt 40 ] || limit=40
   stage sanitize "$limit" "$PYTHON" benchmarks/gpu_check.py --tools --at-a-time 6 \
-    --in-all "$((limit - 5))" "${backends[@]}"
+    --in-all "$((limit - 25))" "${backends[@]}"
   code=$?
   [ "$code" = 0 ] || [ "$code" = 2 ] || failed=1  # 2: the tool is not on this machine
 fi
