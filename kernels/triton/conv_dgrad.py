@@ -146,10 +146,9 @@ def _conv_dgrad_kernel(
         dw = at_w - tw * (DILATION_W // COMMON_W)
         inside = inside_m & (qh + dh >= 0) & (qh + dh < h) & (qw + dw >= 0) & (qw + dw < w)
         inside = inside[:, None] & (c < channels)[None, :]
-        kh = first_h + th * STEP_H
-        kw = first_w + tw * STEP_W
         if BOX_N:
             first_c = (step // taps) * BLOCK_K
+            at = (first_h + th * STEP_H) * KW + first_w + tw * STEP_W
             x = read_box(
                 x_ptr,
                 y_ptr,
@@ -162,7 +161,7 @@ def _conv_dgrad_kernel(
                 PROLOGUE,
                 False,
             )
-            weight = weight_ptr.load([kh * KW + kw, first_c, first_column])
+            weight = weight_ptr.load([at, first_c, first_column])
             weight = tl.reshape(weight, [BLOCK_K, BLOCK_N])
         else:
             x = read_tile(
@@ -176,7 +175,7 @@ def _conv_dgrad_kernel(
                 x_slope,
                 PROLOGUE,
             )
-            k = (c.to(tl.int64) * KH + kh) * KW + kw
+            k = (c.to(tl.int64) * KH + first_h + th * STEP_H) * KW + first_w + tw * STEP_W
             weight = tl.load(
                 weight_ptr + k[:, None] * columns + n[None, :],
                 mask=(c < channels)[:, None] & (n < columns)[None, :],

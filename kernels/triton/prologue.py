@@ -41,8 +41,19 @@ def affine(slope: float) -> str:
 
 
 @triton.jit
-def _through(x, y, coef_ptr, inside, channel, channels, slope, PROLOGUE: tl.constexpr):
-    """The tile behind the prologue; ``y`` is the second tensor's, where it has one."""
+def _through(
+    x,
+    y,
+    offsets,
+    coef_ptr,
+    inside,
+    channel,
+    channels,
+    slope,
+    PROLOGUE: tl.constexpr,
+    LOADED: tl.constexpr,
+):
+    """The tile behind the prologue; ``y`` is the second tensor's, or where it lies."""
     if PROLOGUE != "none":
         known = channel < channels
         mean = tl.load(coef_ptr + channel, mask=known, other=0.0)
@@ -57,6 +68,8 @@ def _through(x, y, coef_ptr, inside, channel, channels, slope, PROLOGUE: tl.cons
             wide = tl.where(wide < 0, 0.0, wide)
         else:
             tilt = tl.load(coef_ptr + 3 * channels + channel, mask=known, other=0.0)
+            if not LOADED:  # last: the registers of sm_100 just suffice
+                y = tl.load(y + offsets, mask=inside, other=0.0)
             apart = y.to(tl.float32) - mean[None, :]
             wide = wide * scale[None, :] + apart * tilt[None, :] + shift[None, :]
         # Padding is zero behind the prologue, not before it.
@@ -78,10 +91,7 @@ def read_tile(
 ):
     """The tile at ``offsets``, 0 where not ``inside``; ``channel`` is that of each column."""
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
-    y = x
-    if PROLOGUE == "two_tensor":
-        y = tl.load(y_ptr + offsets, mask=inside, other=0.0)
-    return _through(x, y, coef_ptr, inside, channel, channels, slope, PROLOGUE)
+    return _through(x, y_ptr, offsets, coef_ptr, inside, channel, channels, slope, PROLOGUE, False)
 
 
 @triton.jit
@@ -104,4 +114,4 @@ def read_box(
         other = tl.reshape(y.load(corner), inside.shape)
     if RAGGED and PROLOGUE == "none":
         tile = tl.where(inside, tile, 0.0)
-    return _through(tile, other, coef_ptr, inside, channel, channels, slope, PROLOGUE)
+    return _through(tile, other, 0, coef_ptr, inside, channel, channels, slope, PROLOGUE, True)
