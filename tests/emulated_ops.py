@@ -117,9 +117,13 @@ def emulated(op: str, monkeypatch: pytest.MonkeyPatch, precision: str = "ieee") 
         return grads
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch.backends.cudnn.conv, "fp32_precision", precision)
         patch.setitem(
             entry.by_backend, "cuda", replace(impl, devices=("cpu",), fwd=fwd, bwd=first_bwd)
         )
         patch.setattr(_native, "_why_not_cuda", None)
-        yield
+        switch, asked = torch.backends.cudnn.conv, torch.backends.cudnn.conv.fp32_precision
+        switch.fp32_precision = precision
+        try:
+            yield
+        finally:
+            switch.fp32_precision = asked
