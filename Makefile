@@ -16,7 +16,8 @@ SOURCES := CMakeLists.txt setup.py $(wildcard cmake/* csrc/* kernels/cpu/* kerne
 	kernels/cuda/*/*)
 FORMATTED := $(wildcard csrc/*.cpp csrc/*.h kernels/cpu/*.cpp kernels/cpu/*.h kernels/cuda/*.cu \
 	kernels/cuda/*.h kernels/cuda/*/*.h kernels/cuda/*/*.cpp tests/kernels/*.cpp \
-	tests/kernels/emulated/*.cu tests/kernels/emulated/*.cpp)
+	tests/kernels/emulated/*.cu tests/kernels/emulated/*.cpp tests/kernels/emulated/glue/*.cpp \
+	tests/kernels/emulated/glue/*.h tests/kernels/emulated/glue/*/*/*.h)
 NVCC_PACKAGES := $(foreach p,cuda-nvcc cuda-crt nvvm cuda-cccl cuda-runtime,"nvidia-$(p)==13.0.*")
 
 # PyPI's build of torch has CUDA; a folder of wheels or another index may have one without.
