@@ -22,6 +22,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "../kernels/cuda/batch_norm_act.h"
+#include "../kernels/cuda/batch_norm_act_chip.h"
 #endif
 
 namespace genimg {
@@ -376,6 +377,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cu
   at::Tensor y = empty_in(laid);
   for_cuda_dtype(op, x.scalar_type(), [&]<typename T>(T) {
     const T* x_ptr = static_cast<const T*>(laid.x.const_data_ptr());
+    T* y_ptr = static_cast<T*>(y.mutable_data_ptr());
+    const auto slope = static_cast<float>(negative_slope);
+    if (training && cuda::batch_norm_act_chip_serves<T>(shape, x_ptr, nullptr, y_ptr)) {
+      C10_CUDA_CHECK(cuda::launch_batch_norm_act_chip_fwd(
+          x_ptr, y_ptr, shape, weights.values, biases.values, static_cast<float>(eps), slope,
+          mean_ptr, rstd_ptr, var.mutable_data_ptr<float>(), stream));
+      return;
+    }
     if (training) {
       const Scratch scratch(shape, options);
       C10_CUDA_CHECK(cuda::launch_batch_norm_act_stats(
@@ -388,8 +397,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cu
                                                          rstd_ptr, stream));
     }
     C10_CUDA_CHECK(cuda::launch_batch_norm_act_fwd(
-        x_ptr, static_cast<T*>(y.mutable_data_ptr()), shape, weights.values, biases.values,
-        mean_ptr, rstd_ptr, static_cast<float>(negative_slope), stream));
+        x_ptr, y_ptr, shape, weights.values, biases.values, mean_ptr, rstd_ptr, slope, stream));
   });
   return {y, mean, rstd, var};
 }
@@ -419,6 +427,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cuda(
   for_cuda_dtype(op, x.scalar_type(), [&]<typename T>(T) {
     const T* grad_ptr = static_cast<const T*>(grad.const_data_ptr());
     const T* x_ptr = static_cast<const T*>(laid.x.const_data_ptr());
+    T* grad_x_ptr = needs_grad_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr;
+    if (training && needs_grad_x &&
+        cuda::batch_norm_act_chip_serves<T>(shape, x_ptr, grad_ptr, grad_x_ptr)) {
+      C10_CUDA_CHECK(cuda::launch_batch_norm_act_chip_bwd(
+          grad_ptr, x_ptr, grad_x_ptr, shape, weights.values, biases.values, means.values,
+          rstds.values, slope, grad_weight_ptr, grad_bias_ptr, stream));
+      return;
+    }
     const Scratch scratch(shape, options);
     C10_CUDA_CHECK(cuda::launch_batch_norm_act_sums(
         grad_ptr, x_ptr, shape, weights.values, biases.values, means.values, rstds.values, slope,
@@ -426,9 +442,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cuda(
     if (!needs_grad_x) return;
     // Running statistics do not depend on x.
     C10_CUDA_CHECK(cuda::launch_batch_norm_act_bwd(
-        grad_ptr, x_ptr, static_cast<T*>(grad_x.mutable_data_ptr()), shape, weights.values,
-        biases.values, means.values, rstds.values, training ? grad_weight_ptr : nullptr,
-        training ? grad_bias_ptr : nullptr, slope, stream));
+        grad_ptr, x_ptr, grad_x_ptr, shape, weights.values, biases.values, means.values,
+        rstds.values, training ? grad_weight_ptr : nullptr, training ? grad_bias_ptr : nullptr,
+        slope, stream));
   });
   return {grad_x, grad_weight, grad_bias};
 }

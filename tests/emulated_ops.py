@@ -77,6 +77,11 @@ def run(function: Callable[..., Any], args: Sequence[Any], schedule: Schedule) -
         library.glue_end()
 
 
+def launches() -> int:
+    """Of kernels, by the last call of an op."""
+    return _glue().glue_launches()
+
+
 def _under_every(schedules: Sequence[Schedule], function: Callable[..., Any]) -> Callable[..., Any]:
     def under_every(*args: Any) -> Any:
         first, *others = schedules

@@ -54,6 +54,15 @@ def _constant_channel(generator: torch.Generator) -> Tensors:
     return tensors
 
 
+def _not_finite(generator: torch.Generator) -> Tensors:
+    tensors = _make(4, 5, 5, 6)(generator)
+    tensors["x"][1, 1, 2, 3] = float("nan")
+    tensors["x"][2, 2, 4, 0] = float("inf")
+    tensors["x"][0, 3, 0, 0] = float("-inf")
+    tensors["x"][3, 3, 4, 5] = float("inf")
+    return tensors
+
+
 def _call(training: bool = True, **options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
     def call(op: Callable[..., Any], t: Tensors) -> Tensor:
         return op(
@@ -102,6 +111,7 @@ CASES = (
         _call(),
     ),
     _case("constant_channel", "variance 0, eps alone in the root", _constant_channel, _call()),
+    _case("not_finite", "NaN and Inf stay in their channels", _not_finite, _call()),
     _case(
         "float16_range",
         "6e4, near the largest float16",

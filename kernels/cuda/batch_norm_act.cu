@@ -1,57 +1,10 @@
 #include "batch_norm_act.h"
 
+#include "channel_norm.h"
 #include "channel_plan.h"
 
 namespace genimg::cuda {
 namespace {
-
-__device__ __forceinline__ bool is_finite(float value) { return value - value == 0; }
-
-// Count, mean and the sum of squared deviations, per channel; of values minus a shift that lies
-// among them, so that the mean keeps its digits however far it is from 0.
-template <int kSlots>
-struct Moments {
-  static constexpr int kNumbers = 1 + 2 * kSlots;
-  float count = 0;
-  float mean[kSlots] = {}, m2[kSlots] = {};
-
-  __device__ __forceinline__ float number(int i) const {
-    return i == 0 ? count : i <= kSlots ? mean[i - 1] : m2[i - 1 - kSlots];
-  }
-  __device__ __forceinline__ void merge(const float (&other)[kNumbers]) {
-    if (other[0] == 0) return;
-    const float total = count + other[0], share = other[0] / total;
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      const float delta = other[1 + s] - mean[s];
-      mean[s] += delta * share;
-      m2[s] += other[1 + kSlots + s] + delta * delta * (count * share);
-    }
-    count = total;
-  }
-};
-
-// z = (x - mean) * scale + shift of the thread's channels.
-template <int kSlots>
-struct Affine {
-  float mean[kSlots], scale[kSlots], shift[kSlots];
-
-  __device__ __forceinline__ Affine(int channel, const float* weight, const float* bias,
-                                    const float* means, const float* rstd) {
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      mean[s] = means[channel + s];
-      scale[s] = (weight ? weight[channel + s] : 1.0f) * rstd[channel + s];
-      shift[s] = bias ? bias[channel + s] : 0.0f;
-    }
-  }
-};
-
-// Slope 0 is ReLU, which sends -Inf to 0, not to NaN.
-__device__ __forceinline__ float activate(float z, float negative_slope) {
-  const float scaled = negative_slope == 0 && z < 0 ? 0.0f : z * negative_slope;
-  return z > 0 ? z : scaled;
-}
 
 template <typename T, bool kPixels, int kLanes>
 __global__ void __launch_bounds__(kThreads)
@@ -150,7 +103,8 @@ __global__ void __launch_bounds__(kThreads)
   using ThisWalk = Walk<kPixels, kLanes>;
   const ThisWalk walk(shape);
   if (walk.end == 0) return;
-  const Affine<ThisWalk::kSlots> affine(walk.channel, weight, bias, mean, rstd);
+  const Affine<ThisWalk::kSlots> affine(walk.channel, weight, bias, mean + walk.channel,
+                                        rstd + walk.channel);
 #pragma unroll kUnroll
   for (unsigned i = walk.first; i < walk.end; i += walk.stride) {
     const auto in = load_vector<kLanes>(x + walk.offset(i));
@@ -177,7 +131,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t channels = shape.tensor.channels, numbers = channels * gridDim.y;
   Sums<kSlots> all;
   if (walk.end > 0) {
-    const Affine<kSlots> affine(walk.channel, weight, bias, mean, rstd);
+    const Affine<kSlots> affine(walk.channel, weight, bias, mean + walk.channel,
+                                rstd + walk.channel);
 #pragma unroll 2
     for (unsigned i = walk.first; i < walk.end; i += walk.stride) {
       const auto in = load_vector<kLanes>(x + walk.offset(i));
@@ -223,7 +178,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kSlots = ThisWalk::kSlots;
   const ThisWalk walk(shape);
   if (walk.end == 0) return;
-  const Affine<kSlots> affine(walk.channel, weight, bias, mean, rstd);
+  const Affine<kSlots> affine(walk.channel, weight, bias, mean + walk.channel, rstd + walk.channel);
   // grad_x = scale dz + (x - mean) slope + constant
   float slope[kSlots] = {}, constant[kSlots] = {};
   if (grad_weight) {

@@ -7,7 +7,7 @@ import emulator
 import pytest
 import torch
 from contract import small_cases
-from emulated_ops import emulated, run
+from emulated_ops import emulated, launches, run
 
 from genimg.backends import OPS, BackendError
 from genimg.testing import compare
@@ -74,6 +74,48 @@ def test_batch_norm_act_in_larger_tensors(name, dtype, training, monkeypatch):
     with emulated("batch_norm_act", monkeypatch):
         errors = compare(case, entry.function, entry.reference, "cuda", dtype)
     assert not [error for error in errors if not error.ok]
+
+
+# Enough channels for a block each, whose values it has room for; see batch_norm_act_chip.cu.
+ON_CHIP = {
+    "planes_vectors": _batch_norm((2, 32, 16, 16)),
+    "planes_scalars": _batch_norm((3, 33, 7, 45)),
+    "pixels_vectors": _batch_norm((2, 512, 5, 7), NHWC),
+    "pixels_idle_column": _batch_norm((2, 520, 3, 3), NHWC),
+    "pixels_scalars": _batch_norm((2, 521, 3, 3), NHWC),
+    "rows": _batch_norm((24, 528)),
+    "large_mean": batch_norm_act._make(4, 40, 8, 8, mean=1e3, std=1e-2),
+    "not_finite": lambda generator: _not_finite(_batch_norm((2, 40, 6, 6))(generator)),
+}
+
+
+def _not_finite(tensors):
+    tensors["x"][0, 3, 2, 2] = float("nan")
+    tensors["x"][1, 5, 0, 0] = float("inf")
+    tensors["x"][:, 7] = -3.0  # and a constant channel
+    return tensors
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ON_CHIP)
+def test_batch_norm_act_chip(name, dtype, monkeypatch):
+    """One launch a pass: without the partial results, and their tickets, of the other form."""
+    case = batch_norm_act._case(name, "", ON_CHIP[name], batch_norm_act._call(negative_slope=0.2))
+    entry = OPS["batch_norm_act"]
+    with emulated("batch_norm_act", monkeypatch):
+        errors = compare(case, entry.function, entry.reference, "cuda", dtype)
+    assert not [error for error in errors if not error.ok]
+    assert launches() == 1
+
+
+def test_batch_norm_act_chip_limits(monkeypatch):
+    """A backward keeps twice as much as a forward: between the two limits it takes two launches."""
+    x = torch.randn(8, 32, 40, 40, requires_grad=True)
+    with emulated("batch_norm_act", monkeypatch):
+        y = OPS["batch_norm_act"].function(x, None, None, training=True, backend="cuda")
+        assert launches() == 1
+        y.sum().backward()
+        assert launches() == 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -26,6 +26,7 @@ struct Block {
 };
 
 bool watching = false;
+int launches = 0;
 std::vector<Block> blocks;
 c10::Allocator* usual = nullptr;
 
@@ -61,6 +62,7 @@ Watched watched;
 }  // namespace
 
 void check(const std::function<cudaError_t()>& launch) {
+  ++launches;
   for (Block& block : blocks) {
     if (block.seen) continue;
     block.seen = true;
@@ -78,6 +80,7 @@ SIMT_EXPORT void glue_begin() {
   usual = c10::GetCPUAllocator();
   c10::SetCPUAllocator(&watched, /*priority=*/255);
   watching = true;
+  launches = 0;
 }
 
 SIMT_EXPORT void glue_end() {
@@ -90,3 +93,6 @@ SIMT_EXPORT void glue_end() {
   }
   blocks.clear();
 }
+
+// Since glue_begin().
+SIMT_EXPORT int glue_launches() { return genimg::glue::launches; }

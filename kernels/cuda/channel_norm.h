@@ -1,0 +1,58 @@
+// Batch norm and LeakyReLU of the channels that a thread has.
+#pragma once
+
+#include "vector.h"
+
+namespace genimg::cuda {
+
+__device__ __forceinline__ bool is_finite(float value) { return value - value == 0; }
+
+// Count, mean and the sum of squared deviations, per channel; of values minus a shift that lies
+// among them, so that the mean keeps its digits however far it is from 0.
+template <int kSlots>
+struct Moments {
+  static constexpr int kNumbers = 1 + 2 * kSlots;
+  float count = 0;
+  float mean[kSlots] = {}, m2[kSlots] = {};
+
+  __device__ __forceinline__ float number(int i) const {
+    return i == 0 ? count : i <= kSlots ? mean[i - 1] : m2[i - 1 - kSlots];
+  }
+  __device__ __forceinline__ void merge(const float (&other)[kNumbers]) {
+    if (other[0] == 0) return;
+    const float total = count + other[0], share = other[0] / total;
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      const float delta = other[1 + s] - mean[s];
+      mean[s] +=
+          is_finite(delta) ? delta * share : other[1 + s];  // Inf stays, and is not Inf - Inf
+      m2[s] += other[1 + kSlots + s] + delta * delta * (count * share);
+    }
+    count = total;
+  }
+};
+
+// z = (x - mean) * scale + shift of the thread's channels.
+template <int kSlots>
+struct Affine {
+  float mean[kSlots], scale[kSlots], shift[kSlots];
+
+  // The statistics begin at the thread's own.
+  __device__ __forceinline__ Affine(int channel, const float* weight, const float* bias,
+                                    const float* means, const float* rstds) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      mean[s] = means[s];
+      scale[s] = (weight ? weight[channel + s] : 1.0f) * rstds[s];
+      shift[s] = bias ? bias[channel + s] : 0.0f;
+    }
+  }
+};
+
+// Slope 0 is ReLU, which sends -Inf to 0, not to NaN.
+__device__ __forceinline__ float activate(float z, float negative_slope) {
+  const float scaled = negative_slope == 0 && z < 0 ? 0.0f : z * negative_slope;
+  return z > 0 ? z : scaled;
+}
+
+}  // namespace genimg::cuda
