@@ -52,11 +52,13 @@ class Tiles(NamedTuple):
 
     The last one takes whatever is larger. ``weight_few`` is wgrad's for few channels.
     ``image_more`` are fprop's and dgrad's that only a measurement takes, in place of one as wide.
+    ``image_few`` are fprop's where it gathers few channels, whose addresses need many registers.
     """
 
     image: tuple[Tile, ...]
     weight: tuple[Tile, ...]
     weight_few: Tile
+    image_few: tuple[Tile, ...]
     image_more: tuple[Tile, ...] = ()
 
 
@@ -67,6 +69,7 @@ _IEEE = Tiles(
     image=(Tile(64, 16, 16, 2, 2), Tile(64, 32, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
     weight=(Tile(64, 64, 16, 4, 2),),
     weight_few=Tile(64, 64, 16, 8, 2),
+    image_few=(Tile(64, 32, 16, 4, 2), Tile(64, 64, 16, 4, 2)),
 )
 _Table = dict[str, Tiles]
 
@@ -80,12 +83,14 @@ _ROOMY: _Table = {  # at least 160 KB of shared memory a block
         ),
         weight=(Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
         weight_few=Tile(64, 64, 64, 8, 3),
+        image_few=(Tile(64, 16, 32, 4, 4), Tile(128, 64, 64, 8, 3)),
         image_more=(Tile(64, 16, 32, 4, 4), Tile(64, 64, 64, 4, 3)),
     ),
     TF32: Tiles(
         image=(Tile(128, 16, 32, 8, 3), Tile(128, 32, 32, 8, 3), Tile(128, 64, 32, 8, 3)),
         weight=(Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 8, 3)),
         weight_few=Tile(64, 64, 32, 8, 3),
+        image_few=(Tile(64, 16, 32, 4, 3), Tile(128, 64, 32, 8, 3)),
         image_more=(Tile(64, 16, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
     ),
     IEEE: _IEEE,
@@ -102,10 +107,14 @@ _BLACKWELL: _Table = {
             Tile(128, 128, 64, 8, 4),
         ),
         weight=(*_ROOMY[HALF].weight[:2], Tile(128, 128, 64, 8, 2)),
+        image_few=(Tile(64, 16, 32, 4, 4), Tile(128, 64, 64, 4, 2)),
         image_more=(Tile(64, 16, 32, 4, 4), Tile(64, 128, 64, 4, 3)),
     ),
     TF32: _ROOMY[TF32]._replace(image=(Tile(128, 16, 32, 8, 4), *_ROOMY[TF32].image[1:])),
-    IEEE: _IEEE._replace(image=(*_IEEE.image[:2], Tile(64, 64, 16, 4, 3))),
+    IEEE: _IEEE._replace(
+        image=(*_IEEE.image[:2], Tile(64, 64, 16, 4, 3)),
+        image_few=(Tile(64, 32, 16, 4, 2), Tile(64, 64, 16, 4, 3)),
+    ),
 }
 _TIGHT: _Table = {  # 99 KB
     HALF: Tiles(
@@ -117,6 +126,7 @@ _TIGHT: _Table = {  # 99 KB
         ),
         weight=(Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 8, 3), Tile(128, 128, 32, 8, 3)),
         weight_few=Tile(64, 64, 32, 8, 3),
+        image_few=(Tile(64, 16, 32, 4, 3), Tile(128, 64, 32, 8, 3)),
         image_more=(
             Tile(64, 16, 32, 4, 3),
             Tile(64, 64, 32, 4, 3),
@@ -127,6 +137,7 @@ _TIGHT: _Table = {  # 99 KB
         image=(Tile(128, 16, 32, 8, 2), Tile(128, 32, 32, 8, 2), Tile(128, 64, 32, 8, 2)),
         weight=(Tile(64, 64, 16, 4, 3), Tile(128, 64, 16, 8, 3)),
         weight_few=Tile(64, 64, 16, 8, 3),
+        image_few=(Tile(64, 16, 32, 4, 2), Tile(128, 64, 32, 8, 2)),
         image_more=(Tile(64, 16, 32, 4, 2), Tile(64, 64, 32, 4, 2)),
     ),
     IEEE: _IEEE,
@@ -164,6 +175,7 @@ _INTERPRETED = Tiles(
     image=(Tile(128, 32, 32, 1, 1),),
     weight=(Tile(32, 32, 128, 1, 1),),
     weight_few=Tile(32, 32, 128, 1, 1),
+    image_few=(Tile(128, 32, 32, 1, 1),),
 )
 _SMALLEST = 16  # what tl.dot takes
 
@@ -210,6 +222,13 @@ def image_tiles(x: Tensor, precision: str, columns: int, summands: int) -> list[
     others = (*tiles.image_more, *(tile for tile in _by_descriptors(x) if tile.k <= summands))
     as_wide = [tile for tile in others if tile.n == widths[at].n]
     return _fitted([widths[at], *widths[:at][-1:], *as_wide], summands)
+
+
+def gathered_tiles(x: Tensor, precision: str, columns: int, summands: int) -> list[Tile]:
+    """Of fprop where it gathers so many summands, of all taps: the first that holds the columns."""
+    tiles = _tiles(x, precision).image_few
+    at = next((i for i, tile in enumerate(tiles) if columns <= tile.n), len(tiles) - 1)
+    return _fitted([tiles[at], *tiles[:at], *tiles[at + 1 :]], summands)
 
 
 def _by_descriptors(x: Tensor) -> tuple[Tile, ...]:

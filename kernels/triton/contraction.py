@@ -34,14 +34,17 @@ def compiles(
     aligned: tuple[str, ...],
     columns: int = 0,
     weight_block: str = "",
+    gathers: bool = False,
 ) -> Iterator[Compile]:
     """``kernel`` in every shipped tile and with each of ``fusions``.
 
     ``constants`` are its own beside the geometry's; ``columns`` takes but the tiles for no more.
     ``weight_block`` names the axes of a weight's block: then in every tile by descriptors, too.
+    ``gathers`` takes the tiles for few channels instead.
     """
     for entry in shipped():
-        for tile in (*entry.tiles.image, *entry.tiles.image_more):
+        tiles = entry.tiles
+        for tile in tiles.image_few if gathers else (*tiles.image, *tiles.image_more):
             if columns and columns < tile.n:
                 continue
             for prologue, epilogue in fusions:

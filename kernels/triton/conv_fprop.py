@@ -191,8 +191,9 @@ def fprop(
     g = geometry
     few = 0 if g.folded or g.large_channels > FEW_CHANNELS else g.large_channels
     if tile is None:
+        find = configs.gathered_tiles if few else configs.image_tiles
         summands = few * g.taps or g.large_channels
-        tiles = configs.image_tiles(image.x, precision(image.x), g.small_channels, summands)
+        tiles = find(image.x, precision(image.x), g.small_channels, summands)
         tiles = [tile for tile in tiles if not tile.tma or fprop_box(tile, image, weight, g)]
         run = functools.partial(fprop, image, weight, g, epilogue)
         facts = (precision(image.x), image.prologue, epilogue.kind)
@@ -243,6 +244,5 @@ def compiles() -> Iterator[Compile]:
     yield from contraction.compiles(
         "conv_fprop", _conv_fprop_kernel, fusions, {"FEW": 0}, aligned, weight_block="nk"
     )
-    yield from contraction.compiles(
-        "conv_fprop few", _conv_fprop_kernel, (contraction.FIRST,), {"FEW": 3}, ("columns",)
-    )
+    few = (contraction.FIRST,), {"FEW": 3}, ("columns",)
+    yield from contraction.compiles("conv_fprop few", _conv_fprop_kernel, *few, gathers=True)

@@ -58,7 +58,7 @@ def boxed(monkeypatch):
     """Contractions take tiles by descriptors, and the list tells which boxes they were."""
     if not configs.has_tma(torch.device(DEVICE)):
         pytest.skip("the GPU has no TMA")
-    tiles = configs.Tiles(image=(TILE,), weight=(), weight_few=TILE)
+    tiles = configs.Tiles(image=(TILE,), weight=(), weight_few=TILE, image_few=(TILE,))
     monkeypatch.setattr(configs, "_tiles", lambda x, precision: tiles)
     taken = []
     for module, name in ((conv_fprop, "fprop_operands"), (conv_dgrad, "dgrad_operands")):

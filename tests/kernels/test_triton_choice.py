@@ -53,7 +53,7 @@ class Clock:
 def clock(tmp_path, monkeypatch):
     """Autotune under the interpreter, which has two tiles for each contraction."""
     few, many = Tile(32, 32, 16, 1, 1), Tile(64, 32, 16, 1, 1)
-    tiles = configs.Tiles((many,), (few, many), few, (few,))
+    tiles = configs.Tiles((many,), (few, many), few, (many, few), (few,))
     clock = Clock()
     monkeypatch.setattr(configs, "_INTERPRETED", tiles)
     monkeypatch.setattr(runtime, "INTERPRETED", False)
@@ -256,8 +256,7 @@ def candidates(capability, dtype, precision, monkeypatch):
     for columns in (1, FEW, 16, 20, 32, 64, 100, 128, 512):
         for summands in (FEW * 16, 64, 512):
             yield "conv_fprop", False, configs.image_tiles(x, precision, columns, summands)
-        tiles = configs.image_tiles(x, precision, columns, 16 * FEW)
-        yield "conv_fprop", True, [tile for tile in tiles if not tile.tma]  # there is no box
+        yield "conv_fprop", True, configs.gathered_tiles(x, precision, columns, 16 * FEW)
         yield "conv_dgrad", False, configs.image_tiles(x, precision, columns, 64)
         for rows in (20, 64, 512):
             for few in (False, True):
