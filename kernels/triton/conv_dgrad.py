@@ -221,7 +221,8 @@ def dgrad(
     if tile is None:
         kind = precision(image.x)
         tiles = configs.image_tiles(image.x, kind, g.large_channels, g.small_channels)
-        tiles = [tile for tile in tiles if not tile.tma or dgrad_box(tile, image, weight, g)]
+        others = (tile for tile in tiles[1:] if not tile.tma or dgrad_box(tile, image, weight, g))
+        tiles = [tiles[0], *others]
         run = functools.partial(dgrad, image, weight, g, epilogue)
         facts = (kind, image.prologue, epilogue.kind)
         tile = tile_of("conv_dgrad", image.x, tiles, run, g, *facts)

@@ -194,7 +194,8 @@ def fprop(
         find = configs.gathered_tiles if few else configs.image_tiles
         summands = few * g.taps or g.large_channels
         tiles = find(image.x, precision(image.x), g.small_channels, summands)
-        tiles = [tile for tile in tiles if not tile.tma or fprop_box(tile, image, weight, g)]
+        others = (tile for tile in tiles[1:] if not tile.tma or fprop_box(tile, image, weight, g))
+        tiles = [tiles[0], *others]
         run = functools.partial(fprop, image, weight, g, epilogue)
         facts = (precision(image.x), image.prologue, epilogue.kind)
         tile = tile_of("conv_fprop", image.x, tiles, run, g, *facts)
