@@ -105,7 +105,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def emulated(op: str, monkeypatch: pytest.MonkeyPatch, precision: str = "ieee") -> Iterator[None]:
+def emulated(
+    op: str,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str = "ieee",
+    one_schedule: bool = False,
+) -> Iterator[None]:
     """``backend="cuda"`` of an op takes CPU tensors, by its own ``why_not``, to the emulator.
 
     ``precision`` is what torch's switch for convolutions of float32 says; its default is "tf32".
@@ -113,7 +118,7 @@ def emulated(op: str, monkeypatch: pytest.MonkeyPatch, precision: str = "ieee") 
     """
     entry = OPS[op]
     impl = entry.by_backend["cuda"]
-    schedules = list(emulator.schedules())
+    schedules = list(emulator.schedules())[-1 if one_schedule else 0 :]
     fwd, bwd = _under_every(schedules, impl.fwd), _under_every(schedules, impl.bwd)
 
     def first_bwd(*args: Any) -> Any:
