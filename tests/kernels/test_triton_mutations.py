@@ -95,8 +95,8 @@ FAULTS = (
     ),
     _dgrad(
         "swapped_tap",
-        "first_w + tw * STEP_W",
-        "first_w + (taps_w - 1 - tw) * STEP_W",
+        "first_w + tw * STEP_W\n            weight = tl.load(",
+        "first_w + (taps_w - 1 - tw) * STEP_W\n            weight = tl.load(",
         "k4s2p1_wide",
     ),
     _dgrad("every_phase_the_first", "oh = qh * STRIDE_H + rh", "oh = qh * STRIDE_H", "k4s2p1_wide"),
@@ -137,8 +137,8 @@ FAULTS = (
     _stack(
         "gradient_of_the_mean_left_out",
         "prologue",
-        "(y - mean[None, :]) * tilt[None, :] + shift[None, :]",
-        "(y - mean[None, :]) * tilt[None, :]",
+        "apart * tilt[None, :] + shift[None, :]",
+        "apart * tilt[None, :]",
     ),
     _stack(
         "sign_of_y_in_place_of_z",
