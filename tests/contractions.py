@@ -63,3 +63,17 @@ def through(x, y, prologue, coef):
     if prologue == "affine_relu":
         return torch.relu(scale * (x - mean) + shift)
     return scale * x + tilt * (y - mean) + shift
+
+
+def behind(x, prologue):
+    """An image that is read through a prologue, and its value there."""
+    y, coef = x.flip(0) + 1, coefficients(x.shape[1])
+    image = read(
+        x,
+        torch.float32,
+        prologue=prologue,
+        coef=coef.float(),
+        y=as_pixels(y.float()) if prologue == "two_tensor" else None,
+        slope=0.25,
+    )
+    return image, through(x, y, prologue, coef)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contractions import DEVICE, Data, coefficients, contract, draw, read, through
+from contractions import DEVICE, Data, behind, contract, draw, read
 
 from genimg.kernels.triton import runtime
 
@@ -95,19 +95,8 @@ def test_prologues(name, prologue, boxed):
     """Exact, and zero at the padding behind the prologue."""
     *shapes, fprop_box, dgrad_box = GEOMETRIES[name]
     data = Data(*shapes)
-    sides = []
-    for x in (data.small, data.large):
-        y, coef = x.flip(0) + 1, coefficients(x.shape[1])
-        image = read(
-            x,
-            torch.float32,
-            prologue=prologue,
-            coef=coef.float(),
-            y=as_pixels(y.float()) if prologue == "two_tensor" else None,
-            slope=0.25,
-        )
-        sides.append((image, through(x, y, prologue, coef)))
-    (small, small_value), (large, large_value) = sides
+    small, small_value = behind(data.small, prologue)
+    large, large_value = behind(data.large, prologue)
     expected = F.conv2d(large_value, data.weight, None, *data.options)
     assert torch.equal(contract(FPROP, large, data, Epilogue())[0].double(), expected)
     grad_large, _ = data.grads(small_value, large_value.clone())

@@ -6,7 +6,7 @@ Where every partial sum is an integer below 2**24, float32 must equal float64 to
 import pytest
 import torch
 import torch.nn.functional as F
-from contractions import DEVICE, Data, coefficients, contract, draw, read, through
+from contractions import DEVICE, Data, behind, contract, draw, read
 
 import genimg
 from genimg.kernels.triton import runtime
@@ -17,7 +17,6 @@ if runtime.MISSING is None:
     from genimg.kernels.triton.conv_fprop import fprop
     from genimg.kernels.triton.conv_wgrad import wgrad
     from genimg.kernels.triton.epilogue import Epilogue
-    from genimg.kernels.triton.geometry import as_pixels
 
 # Large image [N, C, H, W], small channels, kernel, stride, padding, dilation.
 GEOMETRIES = {
@@ -80,19 +79,8 @@ def test_half_is_rounded_once(name):
 def test_prologues(name, prologue):
     """Exact, and zero at the padding behind the prologue."""
     data = Data(*GEOMETRIES[name])
-    sides = []
-    for x in (data.small, data.large):
-        y, coef = x.flip(0) + 1, coefficients(x.shape[1])
-        image = read(
-            x,
-            torch.float32,
-            prologue=prologue,
-            coef=coef.float(),
-            y=as_pixels(y.float()) if prologue == "two_tensor" else None,
-            slope=0.25,
-        )
-        sides.append((image, through(x, y, prologue, coef)))
-    (small, small_value), (large, large_value) = sides
+    small, small_value = behind(data.small, prologue)
+    large, large_value = behind(data.large, prologue)
     grad_large, grad_weight = data.grads(small_value, large_value.clone())
     expected = F.conv2d(large_value, data.weight, None, *data.options)
     assert torch.equal(contract(fprop, large, data, Epilogue())[0].double(), expected)
