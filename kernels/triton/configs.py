@@ -95,6 +95,15 @@ _ROOMY: _Table = {  # at least 160 KB of shared memory a block
     ),
     IEEE: _IEEE,
 }
+_AMPERE: _Table = {
+    **_ROOMY,
+    # The gate's registers: at _ROOMY's warps and stages Triton 3.6 spills a few of them.
+    HALF: _ROOMY[HALF]._replace(image=(*_ROOMY[HALF].image[:3], Tile(128, 128, 32, 8, 4))),
+    IEEE: _IEEE._replace(
+        image=(Tile(64, 16, 16, 2, 3), _IEEE.image[1], Tile(64, 64, 16, 8, 3)),
+        image_few=(_IEEE.image_few[0], Tile(64, 64, 16, 8, 3)),
+    ),
+}
 _BLACKWELL: _Table = {
     **_ROOMY,
     # Warps and stages at which neither Triton 3.6 nor 3.7 spills: at some, ptxas holds to 64, 80 or
@@ -143,7 +152,7 @@ _TIGHT: _Table = {  # 99 KB
     IEEE: _IEEE,
 }
 TILES: dict[int, _Table] = {
-    **{80: _ROOMY, 87: _ROOMY, 90: _ROOMY},
+    **{80: _AMPERE, 87: _AMPERE, 90: _ROOMY},
     **{100: _BLACKWELL, 103: _BLACKWELL},
     **{86: _TIGHT, 89: _TIGHT, 120: _TIGHT, 121: _TIGHT},
 }
@@ -294,8 +303,13 @@ class Shipped(NamedTuple):
 
 def shipped() -> Iterator[Shipped]:
     """Every set of tiles, for the architectures that are compiled for."""
-    for table, capabilities in ((_ROOMY, (80, 90)), (_BLACKWELL, (100,)), (_TIGHT, (120,))):
-        yield Shipped(table[HALF], "ieee", ("fp16", "bf16"), capabilities)
-        yield Shipped(table[TF32], "tf32", ("fp32",), capabilities)
-    yield Shipped(_IEEE, "ieee", ("fp32",), (80, 90, 120))
-    yield Shipped(_BLACKWELL[IEEE], "ieee", ("fp32",), (100,))
+    for kind, precision, dtypes in (
+        (HALF, "ieee", ("fp16", "bf16")),
+        (TF32, "tf32", ("fp32",)),
+        (IEEE, "ieee", ("fp32",)),
+    ):
+        sets: dict[Tiles, list[int]] = {}
+        for capability in (80, 90, 100, 120):
+            sets.setdefault(TILES[capability][kind], []).append(capability)
+        for tiles, capabilities in sets.items():
+            yield Shipped(tiles, precision, dtypes, tuple(capabilities))
