@@ -20,6 +20,9 @@ FORMATTED := $(wildcard csrc/*.cpp csrc/*.h kernels/cpu/*.cpp kernels/cpu/*.h ke
 	tests/kernels/emulated/glue/*.h tests/kernels/emulated/glue/*/*/*.h)
 NVCC_PACKAGES := $(foreach p,cuda-nvcc cuda-crt nvvm cuda-cccl cuda-runtime,"nvidia-$(p)==13.0.*")
 
+# Tests in as many processes as tests/conftest.py says.
+PARALLEL := --numprocesses auto --dist worksteal
+
 # PyPI's build of torch has CUDA; a folder of wheels or another index may have one without.
 CUDA_VENV := build/cuda-venv
 CUDA_PY := $(CUDA_VENV)/bin/python
@@ -42,7 +45,7 @@ demo: setup  ## train a GAN and a VAE on digits, and show the speed and error of
 	$(BIN)/genimg demo $(ARGS)
 
 test: setup  ## run the tests
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(PARALLEL) $(ARGS)
 
 test-gpu: setup  ## run the tests of the ops and kernels on this machine's GPU, and compute-sanitizer
 	@$(PY) -c "$(NEEDS_GPU)"
@@ -93,7 +96,8 @@ check-cuda-build: $(CUDA_VENV)/.installed  ## the same, built with a CUDA torch 
 	cd $(CUDA_VENV) && bin/genimg info && \
 	bin/python -c 'import sys; from genimg import _native; sys.exit(_native.why_not_cuda())' && \
 	TRITON_INTERPRET=0 bin/python -m pytest -c $(CURDIR)/pyproject.toml -q -p no:cacheprovider \
-		--rootdir=$(CURDIR) $(addprefix $(CURDIR)/tests/,test_cuda_build.py test_info.py \
+		$(PARALLEL) --rootdir=$(CURDIR) \
+		$(addprefix $(CURDIR)/tests/,test_cuda_build.py test_info.py \
 		test_backends.py ops/) --ignore=$(CURDIR)/tests/ops/test_contract.py $(ARGS)
 
 check-barriers: setup  ## remove each barrier from each CUDA kernel: a test must fail every time
@@ -110,11 +114,11 @@ sanitize:  ## run the tests of the ops under AddressSanitizer and UBSan
 	CMAKE_ARGS="-DGENIMG_SANITIZE=address,undefined -DGENIMG_CPU_LEVEL=native" $(MAKE) setup
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc TRITON_INTERPRET=0 \
-		$(PY) -m pytest tests/ops --ignore=tests/ops/test_contract.py $(ARGS)
+		$(PY) -m pytest $(PARALLEL) tests/ops --ignore=tests/ops/test_contract.py $(ARGS)
 
 sanitize-cuda: setup  ## run the emulated CUDA kernels under AddressSanitizer and UBSan
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
-		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PY) -m pytest --sanitized \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PY) -m pytest --sanitized $(PARALLEL) \
 		tests/kernels/test_cuda_emulated.py tests/kernels/test_simt.py \
 		tests/kernels/test_simt_hopper.py tests/kernels/test_cuda_contracts.py $(ARGS)
 
@@ -146,7 +150,8 @@ $(VENV)/.installed: $(VENV)/.asked pyproject.toml Makefile
 $(CUDA_VENV)/.installed: pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "genimg needs Python 3.10")'
 	@test -x $(CUDA_PY) || $(PYTHON) -m venv $(CUDA_VENV)
-	$(CUDA_PIP) --no-compile "$(TORCH)" $(BUILD_TOOLS) wheel numpy "pytest>=8" "pytest-benchmark>=5"
+	$(CUDA_PIP) --no-compile "$(TORCH)" $(BUILD_TOOLS) wheel numpy "pytest>=8" "pytest-xdist>=3.6" \
+		"pytest-benchmark>=5"
 	@nvcc --version 2>/dev/null | grep -q "release 13\." || $(CUDA_PIP) $(NVCC_PACKAGES)
 	@touch $@
 

@@ -4,6 +4,10 @@ import os
 import signal
 from pathlib import Path
 
+# The processes of pytest-xdist share the cores: a thread that spins for another takes its core.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # Triton reads it when a kernel is defined. Without a GPU its kernels run in the interpreter.
 import torch
 
@@ -30,6 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FOLDER",
         help="CUDA kernels to emulate instead of kernels/cuda",
     )
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes of ``make test``; one for slow tests, of which some take most of the memory."""
+    return 1 if config.getoption("--slow") else min(os.cpu_count() or 1, 8)
 
 
 def pytest_configure(config: pytest.Config) -> None:

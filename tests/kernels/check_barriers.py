@@ -29,11 +29,11 @@ def sources() -> list[Path]:
     return [path for path in every if not named or path.name.startswith(named)]
 
 
-def test(keyword: str) -> tuple[bool, str]:
+def test(keyword: str, *options: str) -> tuple[bool, str]:
     """Whether the emulated tests pass with the kernels in the work folder, and what they say."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-q", "-x", "-k", keyword, "--no-header"),
+            *(sys.executable, "-m", "pytest", "-q", "-x", "-k", keyword, "--no-header", *options),
             *(f"tests/kernels/test_cuda_{name}.py" for name in TESTS),
             f"--emulated-kernels={WORK / 'cuda'}",
         ],
@@ -73,7 +73,8 @@ def users(source: Path) -> str:
 def main() -> None:
     shutil.rmtree(WORK / "cuda", ignore_errors=True)
     shutil.copytree(KERNELS, WORK / "cuda")
-    passed, said = test(" or ".join(sorted({users(source) for source in sources()})))
+    everything = " or ".join(sorted({users(source) for source in sources()}))
+    passed, said = test(everything, "--numprocesses", "auto")
     if not passed:
         sys.exit(f"the tests fail as things stand: {said}")
     missed = tried = 0
