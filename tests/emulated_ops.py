@@ -82,6 +82,11 @@ def launches() -> int:
     return _glue().glue_launches()
 
 
+def last_kernel() -> str:
+    """The last one that an op has launched."""
+    return emulator.last_kernel(_glue())
+
+
 def _under_every(schedules: Sequence[Schedule], function: Callable[..., Any]) -> Callable[..., Any]:
     def under_every(*args: Any) -> Any:
         first, *others = schedules

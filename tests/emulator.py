@@ -114,7 +114,7 @@ def library(name: str) -> ctypes.CDLL:
     folder /= f"emulated{'-sanitized' if sanitized else ''}-{kind}"
     build(folder, name)
     loaded = ctypes.CDLL(str(folder / f"lib{name}.so"))
-    loaded.simt_error.restype = ctypes.c_char_p
+    loaded.simt_error.restype = loaded.simt_kernel.restype = ctypes.c_char_p
     return loaded
 
 
@@ -209,6 +209,12 @@ def assert_same_bits(x: Tensor, expected: Tensor, what: str) -> None:
 def _bits(x: Tensor) -> Tensor:
     kinds = {2: torch.int16, 4: torch.int32}
     return x.view(kinds[x.element_size()]) if x.is_floating_point() else x
+
+
+def last_kernel(lib: ctypes.CDLL) -> str:
+    """The kernel of the last launch, with its template's arguments."""
+    name: bytes = lib.simt_kernel()
+    return name.decode()
 
 
 def statistics(lib: ctypes.CDLL) -> dict[str, int]:

@@ -189,8 +189,8 @@ cudaError_t launch_conv_dgrad(const ConvGeometry& geometry, const T* small, cons
   }
   if (tile == ConvTile::kHalo) tile = ConvTile::kAuto;
   if constexpr (sizeof(T) == 2) {
-    if (plain && tile == ConvTile::kAuto && conv_dgrad_few_serves(geometry)) {
-      return launch_conv_dgrad_few(geometry, small, weight, large, epilogue, stream);
+    if (is_plain(epilogue) && tile == ConvTile::kAuto && conv_dgrad_few_serves(geometry)) {
+      return launch_conv_dgrad_few(geometry, small, weight, large, prologue, epilogue, stream);
     }
   }
   return (plain ? launch<T, false> : launch<T, true>)(separated(geometry), small, weight, large,

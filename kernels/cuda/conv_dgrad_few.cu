@@ -20,11 +20,11 @@ struct FewGrid {
   Patches h, w;
 };
 
-template <typename T, typename Product, bool kWide>
+template <typename T, typename Product, bool kWide, bool kFused>
 struct FewLoader {
   using A = typename Product::A;
   using B = typename Product::B;
-  using Images = Filler<A, Product::kThreads, kWide, T, NoPrologue<T>>;
+  using Images = Filler<A, Product::kThreads, kWide, T, Prologue<T, kFused>>;
   using Weights = Filler<B, Product::kThreads, kWide, T, NoPrologue<T>>;
 
   Images images;
@@ -33,8 +33,9 @@ struct FewLoader {
   MatrixSource<T> weight;
 
   __device__ FewLoader(const ConvGeometry& g, const FewGrid& grid, const T* small,
-                       const T* weight_ptr, int number, int top, int left)
-      : images({}), weights({}) {
+                       const T* weight_ptr, const ConvPrologue& prologue, int number, int top,
+                       int left)
+      : images(prologue), weights({}) {
     image.base = small;
     image.height = g.small_h;
     image.width = g.small_w;
@@ -75,10 +76,10 @@ __device__ __forceinline__ int first_met(int first, int stride, int pad, int ker
   return above >= 0 ? (above + stride - 1) / stride : -(-above / stride);
 }
 
-template <typename T, typename Config, bool kWide>
+template <typename T, typename Config, bool kWide, bool kFused>
 __global__ void __launch_bounds__(Config::template Product<false, true>::kThreads, 1)
     conv_dgrad_few_kernel(ConvGeometry g, FewGrid grid, const T* small, const T* weight, T* large,
-                          ConvEpilogue epilogue) {
+                          ConvPrologue prologue, ConvEpilogue epilogue) {
   using Product = typename Config::template Product<false, true>;
   SIMT_DYN_SHARED(T, shared);
   const int patch_x = static_cast<int>(blockIdx.x % grid.w.count);
@@ -88,7 +89,7 @@ __global__ void __launch_bounds__(Config::template Product<false, true>::kThread
   const int top = first_met(first_y, g.stride_h, g.pad_h, g.kernel_h);
   const int left = first_met(first_x, g.stride_w, g.pad_w, g.kernel_w);
 
-  FewLoader<T, Product, kWide> loader(g, grid, small, weight, number, top, left);
+  FewLoader<T, Product, kWide, kFused> loader(g, grid, small, weight, prologue, number, top, left);
   Product product;
   multiply<Config::kStages>(shared, product, loader, (g.small_c + Config::kK - 1) / Config::kK);
 
@@ -127,6 +128,26 @@ Patches patches_of(int size, int kernel, int stride) {
   return {each, static_cast<int>(ceil_div(size, each)), (each - 1 + kernel - 1) / stride + 1};
 }
 
+template <typename T, bool kFused>
+cudaError_t launch(const ConvGeometry& g, const T* small, const T* weight, T* large,
+                   const ConvPrologue& prologue, const ConvEpilogue& epilogue,
+                   cudaStream_t stream) {
+  using Config = TileConfig<T, ConvTile::k128x64>;
+  using Product = typename Config::template Product<false, true>;
+  static_assert(kSide * kSide <= Config::kM);
+  const FewGrid patches{patches_of(g.large_h, g.kernel_h, g.stride_h),
+                        patches_of(g.large_w, g.kernel_w, g.stride_w)};
+  dim3 grid;
+  if (!grid_of(g.batch * patches.h.count * patches.w.count, &grid)) return cudaErrorInvalidValue;
+  constexpr int kLanes = Vector<T>::kSize;
+  const bool wide = g.small_c % kLanes == 0 && g.kernel_h * g.kernel_w * g.large_c % kLanes == 0 &&
+                    are_aligned(small, weight) && are_aligned(prologue);
+  return simt::launch(wide ? conv_dgrad_few_kernel<T, Config, true, kFused>
+                           : conv_dgrad_few_kernel<T, Config, false, kFused>,
+                      grid, Product::kThreads, shared_bytes<T, Config, Product>(), stream, g,
+                      patches, small, weight, large, prologue, epilogue);
+}
+
 }  // namespace
 
 bool conv_dgrad_few_serves(const ConvGeometry& g) {
@@ -138,26 +159,17 @@ bool conv_dgrad_few_serves(const ConvGeometry& g) {
 
 template <typename T>
 cudaError_t launch_conv_dgrad_few(const ConvGeometry& g, const T* small, const T* weight, T* large,
-                                  const ConvEpilogue& epilogue, cudaStream_t stream) {
-  using Config = TileConfig<T, ConvTile::k128x64>;
-  using Product = typename Config::template Product<false, true>;
-  static_assert(kSide * kSide <= Config::kM);
-  const FewGrid patches{patches_of(g.large_h, g.kernel_h, g.stride_h),
-                        patches_of(g.large_w, g.kernel_w, g.stride_w)};
-  dim3 grid;
-  if (!grid_of(g.batch * patches.h.count * patches.w.count, &grid)) return cudaErrorInvalidValue;
-  constexpr int kLanes = Vector<T>::kSize;
-  const bool wide = g.small_c % kLanes == 0 && g.kernel_h * g.kernel_w * g.large_c % kLanes == 0 &&
-                    are_aligned(small, weight);
-  return simt::launch(
-      wide ? conv_dgrad_few_kernel<T, Config, true> : conv_dgrad_few_kernel<T, Config, false>, grid,
-      Product::kThreads, shared_bytes<T, Config, Product>(), stream, g, patches, small, weight,
-      large, epilogue);
+                                  const ConvPrologue& prologue, const ConvEpilogue& epilogue,
+                                  cudaStream_t stream) {
+  const bool plain = prologue.kind == ConvPrologue::kNone;
+  return (plain ? launch<T, false> : launch<T, true>)(g, small, weight, large, prologue, epilogue,
+                                                      stream);
 }
 
 #define GENIMG_INSTANTIATE(T)                                                                \
   template cudaError_t launch_conv_dgrad_few<T>(const ConvGeometry&, const T*, const T*, T*, \
-                                                const ConvEpilogue&, cudaStream_t);
+                                                const ConvPrologue&, const ConvEpilogue&,    \
+                                                cudaStream_t);
 GENIMG_INSTANTIATE(__half)
 GENIMG_INSTANTIATE(__nv_bfloat16)
 #undef GENIMG_INSTANTIATE

@@ -4,7 +4,7 @@ import emulated_conv as conv
 import pytest
 import torch
 import torch.nn.functional as F
-from emulator import library, statistics
+from emulator import last_kernel, library, statistics
 
 from genimg.testing import integers
 
@@ -69,6 +69,7 @@ def test_few_channels_with_bias_and_activation(
     options = {"activation": activation, "slope": 0.25}
     for tile in ("auto", "64x16"):
         got = conv.dgrad(small, weight, bias, large.shape, *pairs, **options, tile=tile)
+        assert ("dgrad_few" in last_kernel(library("genimg_emulated"))) == (tile == "auto")
         torch.testing.assert_close(got.double(), expected, rtol=2**-10, atol=2**-12)
 
 

@@ -1,11 +1,17 @@
 """conv_stack's CUDA kernels beyond the op's cases: what is trained, and how float is multiplied."""
 
+from functools import partial
+from importlib import import_module
+
 import pytest
 import torch
-from emulated_ops import emulated
+from emulated_ops import emulated, last_kernel
 
+from genimg.backends import OPS
 from genimg.ops import Activation, BatchNorm, ConvBlock, Direction, conv_stack
+from genimg.testing import compare, prepare
 
+reference = import_module("genimg.reference.conv_stack")
 LEAKY = Activation.LEAKY_RELU
 
 
@@ -68,3 +74,37 @@ def test_tf32(monkeypatch):
     for ours, theirs in zip(got[:2], expected[:2], strict=True):
         assert (ours - theirs).abs().max() > 2e-5 * theirs.abs().max()
     assert_near(got, expected, 2e-2)
+
+
+Layer, UP, DOWN = reference._Layer, Direction.UP, Direction.DOWN
+TANH = Layer(UP, 3, norm=False, activation=Activation.TANH)
+# What the last launch forward, and the last backward, is: of these, the few channels' alone.
+FEW = {
+    "last_layer": ((2, 5, 5, 7), (Layer(UP, 24), TANH), (True, False)),
+    "frozen_last_layer": ((2, 5, 5, 7), (Layer(UP, 21, frozen=True), TANH), (True, False)),
+    "first_layer": ((2, 3, 13, 27), (Layer(DOWN, 24), Layer(DOWN, 9)), (False, True)),
+    "frozen_first_layer": (
+        (2, 3, 13, 27),
+        (Layer(DOWN, 21, frozen=True), Layer(DOWN, 9)),
+        (False, True),
+    ),
+    "normed_last_layer": ((2, 5, 5, 7), (Layer(UP, 24), Layer(UP, 3)), (False, False)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", FEW)
+def test_few_channels_have_their_kernel(name, dtype, monkeypatch):
+    """Behind a norm, and below one whose gradient goes through the batch's statistics or not."""
+    shape, layers, expected = FEW[name]
+    case, entry = reference._case(name, "", shape, layers), OPS["conv_stack"]
+    with emulated("conv_stack", monkeypatch):
+        errors = compare(
+            case, conv_stack, entry.reference, "cuda", dtype, "cpu", entry.error_factor
+        )
+        assert not [error for error in errors if not error.ok]
+        backward = last_kernel()
+        with torch.no_grad():
+            case.call(partial(conv_stack, backend="cuda"), prepare(case, dtype, "cpu"))
+        few = tuple("conv_dgrad_few_kernel" in kernel for kernel in (last_kernel(), backward))
+    assert few == expected

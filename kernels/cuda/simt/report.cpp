@@ -109,16 +109,21 @@ std::string thread_name(unsigned thread) {
          ", " + std::to_string(thread / (size.x * size.y)) + ")";
 }
 
+std::string kernel_name() {
+  const auto offset =
+      static_cast<uint32_t>(reinterpret_cast<uintptr_t>(block().call.kernel) - base_of_object());
+  const std::vector<std::string> names = addr2line("-f -C", offset);
+  return names.empty() ? "" : names.front();
+}
+
 std::string in_kernel() {
   if (block().fibers.empty()) return {};
   const uint3 index = block().index;
   std::string text = "\n  in block (" + std::to_string(index.x) + ", " + std::to_string(index.y) +
                      ", " + std::to_string(index.z) + ")";
   if (current() != nullptr) text += ", thread " + thread_name(current()->thread);
-  const auto offset =
-      static_cast<uint32_t>(reinterpret_cast<uintptr_t>(block().call.kernel) - base_of_object());
-  const std::vector<std::string> names = addr2line("-f -C", offset);
-  return text + (names.empty() ? "" : "\n  of " + names.front());
+  const std::string name = kernel_name();
+  return text + (name.empty() ? "" : "\n  of " + name);
 }
 
 }  // namespace simt

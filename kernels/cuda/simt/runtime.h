@@ -198,7 +198,8 @@ std::string place(uint32_t pc);
 std::string place(Site site);
 bool in_program(uintptr_t address);
 std::string thread_name(unsigned thread);
-std::string in_kernel();  // the last lines of a message: block, thread, kernel
+std::string kernel_name();  // of the last launch
+std::string in_kernel();    // the last lines of a message: block, thread, kernel
 // Ends the launch with a message; on a fiber it never returns to the kernel.
 [[noreturn]] void fail(const std::string& message);
 

@@ -27,6 +27,12 @@ int simt_add_buffer(const char* name, const void* begin, size_t bytes, size_t el
 
 void simt_clear_buffers() { simt::clear_buffers(); }
 
+const char* simt_kernel() {
+  static std::string name;
+  name = simt::kernel_name();
+  return name.c_str();
+}
+
 void simt_statistics(uint64_t* numbers) {
   const simt::Statistics& statistics = simt::statistics();
   const uint64_t all[] = {statistics.blocks, statistics.switches, statistics.accesses,

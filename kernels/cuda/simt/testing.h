@@ -32,6 +32,7 @@ SIMT_EXPORT void simt_set_options(int order, uint64_t seed, int eager, int early
 SIMT_EXPORT int simt_add_buffer(const char* name, const void* begin, size_t bytes,
                                 size_t element_bytes, int read_only, int initialised);
 SIMT_EXPORT void simt_clear_buffers();
+SIMT_EXPORT const char* simt_kernel();  // of the last launch
 // Of the last launch: blocks, switches, checked accesses, matrix products, row conflicts.
 SIMT_EXPORT void simt_statistics(uint64_t* numbers);
 
