@@ -55,6 +55,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
+@pytest.fixture(scope="session")
+def planted():
+    """The kernels with mistakes that the emulator must find."""
+    return emulator.library("genimg_planted")
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
     """torch.empty gives NaN, so that an output that a kernel leaves unwritten shows."""

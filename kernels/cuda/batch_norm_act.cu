@@ -15,14 +15,8 @@ __global__ void __launch_bounds__(kThreads)
   const ThisWalk walk(shape);
   const int64_t channels = shape.tensor.channels, numbers = channels * gridDim.y;
   Moments<kSlots> all;
-  float offset[kSlots] = {};
-  if (walk.end > 0) {
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      const float value = widen(x[walk.offset(0) + s]);
-      offset[s] = is_finite(value) ? value : 0;
-    }
-  }
+  float pivot[kSlots] = {};
+  read_pivots(pivot, x, walk);
   for (unsigned i = walk.first; i < walk.end; i += kUnroll * walk.stride) {
     Vector<T, kLanes> values[kUnroll];
     int count = 0;
@@ -41,7 +35,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int lane = 0; lane < kLanes; ++lane) {
         const int s = ThisWalk::slot(lane);
-        if (u < count) part[1 + s] += widen(values[u].lane[lane]) - offset[s];
+        if (u < count) part[1 + s] += widen(values[u].lane[lane]) - pivot[s];
       }
     }
     const float inverse = 1 / part[0];
@@ -52,7 +46,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int lane = 0; lane < kLanes; ++lane) {
         const int s = ThisWalk::slot(lane);
-        const float d = widen(values[u].lane[lane]) - offset[s] - part[1 + s];
+        const float d = widen(values[u].lane[lane]) - pivot[s] - part[1 + s];
         if (u < count) part[1 + kSlots + s] += d * d;
       }
     }
@@ -70,7 +64,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (!is_last_block(tickets)) return;
   over_channels_of_block(shape, kSlots, [&](int64_t c) {
-    const float value = widen(x[kPixels ? c : c * shape.tensor.channel_stride]);
+    const T first = x[kPixels ? c : c * shape.tensor.channel_stride];
     const double total = shape.channel_values;
     double shifted = 0, deviations = 0;
     for (int64_t at = c; at < numbers; at += channels) {
@@ -80,7 +74,7 @@ __global__ void __launch_bounds__(kThreads)
       const double delta = scratch[numbers + at] - shifted;
       deviations += scratch[2 * numbers + at] + delta * delta * scratch[at];
     }
-    mean[c] = static_cast<float>((is_finite(value) ? value : 0) + shifted);
+    mean[c] = static_cast<float>(pivot_of(first) + shifted);
     rstd[c] = static_cast<float>(1 / sqrt(deviations / total + eps));
     var[c] = static_cast<float>(deviations / (total - 1));
   });

@@ -45,14 +45,8 @@ __global__ void __launch_bounds__(kThreads)
   const ThisWalk walk(shape);
   const int column = kPixels ? static_cast<int>(threadIdx.x) % shape.lanes * kSlots : 0;
   Moments<kSlots> all;
-  float offset[kSlots] = {};
-  if (walk.end > 0) {
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      const float value = widen(x[walk.offset(0) + s]);
-      offset[s] = is_finite(value) ? value : 0;
-    }
-  }
+  float pivot[kSlots] = {};
+  read_pivots(pivot, x, walk);
   int visits = 0;
 #pragma unroll kUnroll
   for (unsigned i = walk.first; i < walk.end; i += walk.stride) {
@@ -61,7 +55,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int lane = 0; lane < kLanes; ++lane) {
       const int s = ThisWalk::slot(lane);
-      all.mean[s] += widen(values.lane[lane]) - offset[s];
+      all.mean[s] += widen(values.lane[lane]) - pivot[s];
     }
   }
   if (visits > 0) {
@@ -73,7 +67,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int lane = 0; lane < kLanes; ++lane) {
         const int s = ThisWalk::slot(lane);
-        const float d = widen(values.lane[lane]) - offset[s] - all.mean[s];
+        const float d = widen(values.lane[lane]) - pivot[s] - all.mean[s];
         all.m2[s] += d * d;
       }
     }
@@ -84,7 +78,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int s = 0; s < kSlots; ++s) {
       const int c = walk.channel + s;
       const double deviations = all.m2[s], total = shape.channel_values;
-      mean[c] = found[0][column + s] = offset[s] + all.mean[s];
+      mean[c] = found[0][column + s] = pivot[s] + all.mean[s];
       rstd[c] = found[1][column + s] = static_cast<float>(1 / sqrt(deviations / total + eps));
       var[c] = static_cast<float>(deviations / (total - 1));
     }

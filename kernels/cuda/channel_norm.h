@@ -7,8 +7,23 @@ namespace genimg::cuda {
 
 __device__ __forceinline__ bool is_finite(float value) { return value - value == 0; }
 
-// Count, mean and the sum of squared deviations, per channel; of values minus a shift that lies
-// among them, so that the mean keeps its digits however far it is from 0.
+// What is taken from a channel's values, so that their mean keeps its digits however far it is from
+// 0: the first of them, where that is finite.
+template <typename T>
+__device__ __forceinline__ float pivot_of(T first) {
+  const float value = widen(first);
+  return is_finite(value) ? value : 0;
+}
+
+// Of the thread's channels.
+template <int kSlots, typename T, typename Walk>
+__device__ __forceinline__ void read_pivots(float (&pivots)[kSlots], const T* x, const Walk& walk) {
+  if (walk.end == 0) return;
+#pragma unroll
+  for (int s = 0; s < kSlots; ++s) pivots[s] = pivot_of(x[walk.offset(0) + s]);
+}
+
+// Count, mean and the sum of squared deviations, per channel, of values minus the pivot.
 template <int kSlots>
 struct Moments {
   static constexpr int kNumbers = 1 + 2 * kSlots;

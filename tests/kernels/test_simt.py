@@ -17,11 +17,6 @@ schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 checked = pytest.mark.skipif("config.getoption('--sanitized')", reason="the checker is not built")
 
 
-@pytest.fixture(scope="module")
-def planted():
-    return emulator.library("genimg_planted")
-
-
 def total(planted, schedule, bug=0, n=3001, blocks=5):
     x = torch.arange(n, dtype=torch.float32) % 17
     partials, result = torch.empty(blocks), torch.empty(1)

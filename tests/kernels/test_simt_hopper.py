@@ -15,11 +15,6 @@ schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 checked = pytest.mark.skipif("config.getoption('--sanitized')", reason="the checker is not built")
 
 
-@pytest.fixture(scope="module")
-def planted():
-    return emulator.library("genimg_planted")
-
-
 def gemm90(planted, schedule, bug=0, rows=72, columns=40, depth=296, dtype=torch.bfloat16):
     """Small integers, so that the sums are exact; no size is a multiple of the tile's."""
     a = torch.randint(-3, 4, (rows, depth)).to(dtype)
