@@ -40,21 +40,21 @@ def cuobjdump() -> str | None:
     return found
 
 
-def listed(option: str) -> set[str]:
-    """Architectures of the binaries, or of the PTX, inside the library."""
-    tool = cuobjdump()
-    if tool is None:
-        pytest.skip("needs cuobjdump")
-    command = [tool, option, _native.load().__file__]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return set(re.findall(r"\.sm_(\w+)\.(?:cubin|ptx)", done.stdout))
+def output_of(tool: str, *options: str) -> str:
+    return subprocess.run([tool, *options], capture_output=True, text=True, check=True).stdout
 
 
 def test_every_architecture_is_in_the_library():
-    asked = _native.build_info()["cuda_archs"]
+    tool = cuobjdump()
+    if tool is None:
+        pytest.skip("needs cuobjdump")
+    library = _native.load().__file__
+    asked = " ".join(_native.build_info()["cuda_archs"])
+    if "release 12." in output_of(tool, "--version"):
+        asked = asked.replace("a-", "-")  # it calls nvcc 13's sm_90a sm_90; Triton 3.6 brings it
     for kind, option in (("real", "--list-elf"), ("virtual", "--list-ptx")):
-        wanted = {a.removesuffix(f"-{kind}") for a in asked if a.endswith(f"-{kind}")}
-        assert listed(option) == wanted
+        found = re.findall(r"\.sm_(\w+)\.(?:cubin|ptx)", output_of(tool, option, library))
+        assert set(found) == set(re.findall(rf"(\w+)-{kind}", asked))
 
 
 def test_info_names_the_kernels(capsys):
