@@ -19,9 +19,13 @@ NAMES = (
     "contract_hopper.cu",
     "planted_matmul.cu",
     "planted_gemm90.cu",
-    "gpu_dgrad_halo.cu",
+    "gpu_conv_halo.cu",
 )
-KERNELS = (*(SOURCES / name for name in NAMES), ROOT / "kernels/cuda/conv_dgrad_halo.cu")
+KERNELS = (
+    *(SOURCES / name for name in NAMES),
+    ROOT / "kernels/cuda/conv_dgrad_halo.cu",
+    ROOT / "kernels/cuda/conv_fprop_halo.cu",
+)
 
 
 def nvcc() -> Path | None:

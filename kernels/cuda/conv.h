@@ -91,8 +91,8 @@ struct ConvPrologue {
   float negative_slope = 0;
 };
 
-// Rows and columns of the product that a block works on. kHalo is dgrad's kernel for Hopper, where
-// it serves, and kAuto elsewhere.
+// Rows and columns of the product that a block works on. kHalo is the kernel for Hopper of
+// fprop or dgrad, where it serves, and kAuto elsewhere.
 enum class ConvTile { kAuto, k64x16, k64x64, k128x64, k128x128, kHalo };
 
 // How float is multiplied; sums are float anyhow.

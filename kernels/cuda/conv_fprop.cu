@@ -2,6 +2,7 @@
 // taps' channels of the large image.
 #include "conv_fprop.h"
 
+#include "conv_fprop_halo.h"
 #include "conv_launch.h"
 #include "conv_source.h"
 
@@ -122,6 +123,15 @@ cudaError_t launch_conv_fprop(const ConvGeometry& geometry, const T* large, cons
                               T* small, const ConvPrologue& prologue, const ConvEpilogue& epilogue,
                               ConvTile tile, ConvPrecision precision, cudaStream_t stream) {
   const bool plain = prologue.kind == ConvPrologue::kNone && is_plain(epilogue);
+  if constexpr (sizeof(T) == 2) {
+    // kAuto is not kHalo, on Hopper either, until that has run on a GPU.
+    if (tile == ConvTile::kHalo &&
+        conv_fprop_halo_serves(geometry, large, weight, small, prologue, !plain)) {
+      return launch_conv_fprop_halo(geometry, large, weight, small, prologue, epilogue, !plain,
+                                    stream);
+    }
+  }
+  if (tile == ConvTile::kHalo) tile = ConvTile::kAuto;
   return (plain ? launch<T, false> : launch<T, true>)(geometry, large, weight, small, prologue,
                                                       epilogue, tile, precision, stream);
 }

@@ -129,13 +129,16 @@ def test_tma_box_of_a_weight(hopper, corner):
 @DTYPES
 @pytest.mark.parametrize("b_by_k", [False, True], ids=["b_by_column", "b_by_k"])
 @pytest.mark.parametrize("a_is_patch", [False, True], ids=["a_swizzled", "a_patch"])
-def test_wgmma_m64n64k16(hopper, a_is_patch, b_by_k, dtype):
+@pytest.mark.parametrize("columns", [64, 128])
+def test_wgmma_m64k16(hopper, columns, a_is_patch, b_by_k, dtype):
     """Descriptors, and which thread holds which sum."""
-    a, b = (torch.randint(-8, 9, (64, 64)).to(dtype) for _ in range(2))
-    out = torch.empty(128, 32)
-    hopper(f"contract_wgmma_{NAMES[dtype]}", Read(a), Read(b), Write(out), a_is_patch, b_by_k)
+    a, b = (torch.randint(-8, 9, shape).to(dtype) for shape in ((64, 64), (columns, 64)))
+    b = b.T.contiguous() if b_by_k else b
+    out = torch.empty(128, columns // 2)
+    options = columns, a_is_patch, b_by_k
+    hopper(f"contract_wgmma_{NAMES[dtype]}", Read(a), Read(b), Write(out), *options)
     product = a.float() @ (b if b_by_k else b.T).float() + 1
-    thread, i = torch.arange(128)[:, None], torch.arange(32)
+    thread, i = torch.arange(128)[:, None], torch.arange(columns // 2)
     row = 16 * (thread // 32) + thread % 32 // 4 + 8 * (i // 2 % 2)
     assert torch.equal(out, product[row, 8 * (i // 4) + 2 * (thread % 4) + i % 2])
 
@@ -164,20 +167,23 @@ def test_whole_kernels_on_the_gpu(kernel, shape, dtype):
     [((2, 40, 5, 5), 72), ((3, 72, 9, 17), 8), ((16, 128, 16, 16), 64), ((4, 256, 8, 8), 128)],
     ids=str,
 )
+@pytest.mark.parametrize("direction", ["fprop", "dgrad"])
 @pytest.mark.gpu
-def test_dgrad_from_a_halo_on_the_gpu(shape, large_c, dtype):
-    """As ``test_cuda_conv_halo`` has it on the CPU."""
+def test_contractions_from_a_halo_on_the_gpu(direction, shape, large_c, dtype):
+    """As ``test_cuda_conv_halo`` has them on the CPU."""
     if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("the kernel needs sm_90")
-    small, weight = torch.randint(-2, 3, shape), torch.randint(-2, 3, (shape[1], large_c, 4, 4))
-    bias = torch.randint(-2, 3, (large_c,)).float()
-    expected = F.conv_transpose2d(small.double(), weight.double(), bias.double(), 2, 1)
-    got = torch.empty(expected.shape, dtype=dtype, memory_format=NHWC)
-    geometry = emulated_conv.geometry(shape, expected.shape, weight, (2, 2), (1, 1))
-    tensors = (x.to(dtype).contiguous(memory_format=NHWC) for x in (small, weight))
-    nvcc_library.call(
-        f"dgrad_halo_{NAMES[dtype]}", Read(geometry), *map(Read, tensors), Read(bias), Write(got)
-    )
+        pytest.skip("the kernels need sm_90")
+    large = (shape[0], large_c, 2 * shape[2], 2 * shape[3])
+    given, wanted = (large, shape) if direction == "fprop" else (shape, large)
+    x, weight = torch.randint(-2, 3, given), torch.randint(-2, 3, (shape[1], large_c, 4, 4))
+    bias = torch.randint(-2, 3, wanted[1:2]).float()
+    function = F.conv2d if direction == "fprop" else F.conv_transpose2d
+    expected = function(x.double(), weight.double(), bias.double(), 2, 1)
+    got = torch.empty(wanted, dtype=dtype, memory_format=NHWC)
+    geometry = emulated_conv.geometry(shape, large, weight, (2, 2), (1, 1))
+    tensors = (x.to(dtype).contiguous(memory_format=NHWC) for x in (x, weight))
+    name = f"{direction}_halo_{NAMES[dtype]}"
+    nvcc_library.call(name, Read(geometry), *map(Read, tensors), Read(bias), Write(got))
     assert torch.equal(got.double(), expected.to(dtype).double())
 
 

@@ -14,10 +14,26 @@ from genimg.testing import judge
 
 EPS, SLOPE, GATE_SLOPE = 1e-5, 0.125, 0.25
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-# Wide and narrow loads; several tiles, and several pieces of sums, the last not full.
-CHANNELS = pytest.mark.parametrize(("small_c", "large_c"), [(16, 72), (5, 7)], ids=str)
-# halo is dgrad's kernel for Hopper, which leaves float32 and odd channels to the other one.
-DIRECTIONS = ("fprop", "dgrad", "halo")
+# Wide and narrow loads; several tiles of either image, and several pieces of sums, the last not
+# full.
+CHANNELS = pytest.mark.parametrize(("small_c", "large_c"), [(16, 72), (72, 16), (5, 7)], ids=str)
+# halo names the kernels for Hopper, which leave float32 and odd channels to the others.
+CONTRACTIONS = pytest.mark.parametrize(
+    ("direction", "dtype"),
+    [
+        *(
+            (name, dtype)
+            for name in ("fprop", "dgrad")
+            for dtype in (torch.float32, torch.bfloat16)
+        ),
+        *(
+            (f"{name}_halo", dtype)
+            for name in ("fprop", "dgrad")
+            for dtype in (torch.bfloat16, torch.float16)
+        ),
+    ],
+    ids=str,
+)
 
 
 @dataclass
@@ -102,8 +118,8 @@ def fused(
     """The result; and of its channels mean, rstd, var, scale, shift, or with a gate the
     gradients of bias, gamma, beta, and slope and shift of what goes on.
     """
-    if direction == "halo":
-        direction, tile = "dgrad", "halo"
+    if direction.endswith("_halo"):
+        direction, tile = direction.removesuffix("_halo"), "halo"
     kind, layer, other = prologue
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     sums = [torch.full((shape[1],), float("nan")) for _ in range(5)]
@@ -140,23 +156,23 @@ def fused(
 
 
 def near(got, expected, dtype, room=1.0):
-    ulp = {torch.float32: 2**-19, torch.bfloat16: 2**-7}[dtype]
+    ulp = {torch.float32: 2**-19, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
     scale = expected.abs().max().item()
     torch.testing.assert_close(got.double(), expected, rtol=ulp, atol=ulp * room * scale)
 
 
-def contraction(direction, small_c, large_c, dtype):
+def contraction(direction, small_c, large_c, dtype, batch=2, height=6, width=7):
     weight = (torch.randn(small_c, large_c, 4, 4) / 8).to(dtype)
-    small, large = (2, small_c, 6, 7), (2, large_c, 12, 14)
+    small, large = (batch, small_c, height, width), (batch, large_c, 2 * height, 2 * width)
     sizes = conv.geometry(small, large, weight, (2, 2), (1, 1))
-    function = F.conv2d if direction == "fprop" else F.conv_transpose2d
-    given, wanted = (large, small) if direction == "fprop" else (small, large)
+    to_small = direction.startswith("fprop")
+    function = F.conv2d if to_small else F.conv_transpose2d
+    given, wanted = (large, small) if to_small else (small, large)
     return weight, sizes, given, wanted, lambda x: function(x, weight.double(), None, 2, 1)
 
 
-@DTYPES
+@CONTRACTIONS
 @CHANNELS
-@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_affine_prologue_and_statistics(direction, small_c, large_c, dtype):
     weight, sizes, given, wanted, convolve = contraction(direction, small_c, large_c, dtype)
     x, layer = image(*given, dtype=dtype), Layer.of(given[1])
@@ -175,9 +191,8 @@ def test_affine_prologue_and_statistics(direction, small_c, large_c, dtype):
     assert torch.equal(shift, parameters.get("beta", torch.zeros_like(rstd)))
 
 
-@DTYPES
+@CONTRACTIONS
 @CHANNELS
-@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_two_tensor_prologue_and_gate(direction, small_c, large_c, dtype):
     weight, sizes, given, wanted, convolve = contraction(direction, small_c, large_c, dtype)
     x, other, layer = image(*given, dtype=dtype), image(*given, dtype=dtype), Layer.of(given[1])
@@ -307,6 +322,24 @@ def test_sums_of_one_pixel_in_the_large_tile():
     y, (mean, *_) = fused("dgrad", sizes, x, weight, shape, **options)
     near(y, F.conv_transpose2d(x.double(), weight.double()), torch.bfloat16)
     torch.testing.assert_close(mean.double(), y.double().mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 8, 8), (1, 9, 17), (5, 4, 4)], ids=["odd_patches", "ragged", "too_many_pieces"]
+)
+@pytest.mark.parametrize("gated", [False, True], ids=["statistics", "gate"])
+@pytest.mark.parametrize("direction", ["fprop_halo", "dgrad_halo"])
+def test_sums_of_a_halos_blocks(direction, gated, shape):
+    """Several blocks, some with pixels outside; too many for the sums' room go the portable way."""
+    call = contraction(direction, 16, 8, torch.bfloat16, *shape)
+    weight, sizes, given, wanted, convolve = call
+    x, gate_y = (image(*of, dtype=torch.bfloat16) for of in (given, wanted))
+    gate = Gate(gate_y, None, NONE) if gated else None
+    y, (first, *_) = fused(direction, sizes, x, weight, wanted, prologue=(0, None, None), gate=gate)
+    expected = convolve(x.double())
+    near(y, expected * torch.where(gate_y > 0, 1.0, GATE_SLOPE) if gated else expected, y.dtype)
+    summed = y.double().sum((0, 2, 3))  # the gradient of bias, or the mean
+    near(first, summed if gated else summed / (y.numel() / wanted[1]), torch.float32, room=8)
 
 
 @DTYPES

@@ -49,16 +49,19 @@ void raise_registers() {}
 template <int kRegisters>
 void lower_registers() {}
 
-void wgmma(float* acc, uint64_t a, uint64_t b, bool b_by_k, float (*widen)(uint16_t), Site site);
-template <bool kBByK>
-SIMT_INLINE void wgmma_m64n64k16(float (&acc)[32], uint64_t a, uint64_t b, __nv_bfloat16,
-                                 SIMT_SITE) {
-  wgmma(acc, a, b, kBByK, [](uint16_t bits) { return __bfloat162float({bits}); }, site);
-}
-template <bool kBByK>
-SIMT_INLINE void wgmma_m64n64k16(float (&acc)[32], uint64_t a, uint64_t b, __half, SIMT_SITE) {
-  wgmma(acc, a, b, kBByK, [](uint16_t bits) { return __half2float({bits}); }, site);
-}
+void wgmma(float* acc, unsigned columns, uint64_t a, uint64_t b, bool b_by_k,
+           float (*widen)(uint16_t), Site site);
+#define SIMT_WGMMA(columns, T, to_float)                                                          \
+  template <bool kBByK>                                                                           \
+  SIMT_INLINE void wgmma_m64n##columns##k16(float (&acc)[columns / 2], uint64_t a, uint64_t b, T, \
+                                            SIMT_SITE) {                                          \
+    wgmma(acc, columns, a, b, kBByK, [](uint16_t bits) { return to_float({bits}); }, site);       \
+  }
+SIMT_WGMMA(64, __nv_bfloat16, __bfloat162float)
+SIMT_WGMMA(64, __half, __half2float)
+SIMT_WGMMA(128, __nv_bfloat16, __bfloat162float)
+SIMT_WGMMA(128, __half, __half2float)
+#undef SIMT_WGMMA
 
 template <typename... P>
 bool runs_hopper(void (*)(P...), int) {

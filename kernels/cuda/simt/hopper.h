@@ -102,8 +102,8 @@ __device__ __forceinline__ void pin(Sums& sums) {
   }
 }
 
-// Before the first wgmma, and again after each wait: the sums, float[32] or an array of such, are
-// the tensor cores' from here to the next wait.
+// Before the first wgmma, and again after each wait: the sums, those of a wgmma or an array of
+// such, are the tensor cores' from here to the next wait.
 template <typename Sums>
 __device__ __forceinline__ void wgmma_fence(Sums& sums) {
   pin(sums);
@@ -134,23 +134,41 @@ __device__ __forceinline__ void lower_registers() {
 #define SIMT_SUM8(i)                                                                    \
   "+f"(acc[i]), "+f"(acc[i + 1]), "+f"(acc[i + 2]), "+f"(acc[i + 3]), "+f"(acc[i + 4]), \
       "+f"(acc[i + 5]), "+f"(acc[i + 6]), "+f"(acc[i + 7])
-#define SIMT_WGMMA(T, name)                                                                      \
-  template <bool kBByK>                                                                          \
-  __device__ __forceinline__ void wgmma_m64n64k16(float (&acc)[32], uint64_t a, uint64_t b, T) { \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name                     \
-                 " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "      \
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, "        \
-                 "%30, %31}, %32, %33, 1, 1, 1, 0, %34;"                                         \
-                 : SIMT_SUM8(0), SIMT_SUM8(8), SIMT_SUM8(16), SIMT_SUM8(24)                      \
-                 : "l"(a), "l"(b), "n"(kBByK ? 1 : 0));                                          \
+#define SIMT_SUM32(i) SIMT_SUM8(i), SIMT_SUM8(i + 8), SIMT_SUM8(i + 16), SIMT_SUM8(i + 24)
+#define SIMT_NAMES32                                                                      \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
+  "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define SIMT_NAMES64                                                                             \
+  SIMT_NAMES32                                                                                   \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
+  "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define SIMT_WGMMA(columns, T, name, names, operands, ...)                                        \
+  template <bool kBByK>                                                                           \
+  __device__ __forceinline__ void wgmma_m64n##columns##k16(float (&acc)[columns / 2], uint64_t a, \
+                                                           uint64_t b, T) {                       \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name " {" names \
+                 "}, " operands ";"                                                               \
+                 : __VA_ARGS__                                                                    \
+                 : "l"(a), "l"(b), "n"(kBByK ? 1 : 0));                                           \
   }
-// acc[64][64] += a[64][16] b[16][64], asynchronously, by the 128 threads of a warpgroup: element i
-// of its thread t is in row 16 (t / 32) + t % 32 / 4 + 8 (i / 2 % 2) and column
+#define SIMT_WGMMA64(T, name) \
+  SIMT_WGMMA(64, T, name, SIMT_NAMES32, "%32, %33, 1, 1, 1, 0, %34", SIMT_SUM32(0))
+#define SIMT_WGMMA128(T, name) \
+  SIMT_WGMMA(128, T, name, SIMT_NAMES64, "%64, %65, 1, 1, 1, 0, %66", SIMT_SUM32(0), SIMT_SUM32(32))
+// acc[64][columns] += a[64][16] b[16][columns], asynchronously, by the 128 threads of a warpgroup:
+// element i of its thread t is in row 16 (t / 32) + t % 32 / 4 + 8 (i / 2 % 2) and column
 // 8 (i / 4) + 2 (t % 4) + i % 2. a and b are descriptors; a is [row][k], b is [column][k], or
 // [k][column] with kBByK.
-SIMT_WGMMA(__nv_bfloat16, "bf16")
-SIMT_WGMMA(__half, "f16")
+SIMT_WGMMA64(__nv_bfloat16, "bf16")
+SIMT_WGMMA64(__half, "f16")
+SIMT_WGMMA128(__nv_bfloat16, "bf16")
+SIMT_WGMMA128(__half, "f16")
+#undef SIMT_WGMMA128
+#undef SIMT_WGMMA64
 #undef SIMT_WGMMA
+#undef SIMT_NAMES64
+#undef SIMT_NAMES32
+#undef SIMT_SUM32
 #undef SIMT_SUM8
 
 // Whether the current device has a binary of this kernel with a body.

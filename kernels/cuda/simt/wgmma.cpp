@@ -13,16 +13,19 @@
 namespace simt {
 namespace {
 
-constexpr unsigned kThreads = 128, kRows = 64, kColumns = 64, kDepth = 16, kSums = 32;
+constexpr unsigned kThreads = 128, kRows = 64, kMaxColumns = 128, kDepth = 16;
 
-using Sums = std::vector<std::array<float, kSums>>;  // by thread
+using Sums = std::vector<std::array<float, kMaxColumns / 2>>;  // by thread
 
 struct Request {
   float* sums;
+  unsigned columns;
   uint64_t a, b;
   bool b_by_k;
   float (*widen)(uint16_t);
   uint32_t pc;
+
+  unsigned count() const { return columns / 2; }  // sums of a thread
 };
 
 struct Pending {
@@ -83,11 +86,12 @@ void meet_group(const char* operation, Site site, const Request* request, Finish
   }
 }
 
-// The bytes of an operand: element (row, k) of 64 rows, in the words of matrix_descriptor.
+// The bytes of an operand: element (row, k), in the words of matrix_descriptor.
 class Operand {
  public:
-  Operand(uint64_t descriptor, bool by_k, Site site)
-      : start_(static_cast<uint32_t>(descriptor & 0x3fff) << 4),
+  Operand(uint64_t descriptor, unsigned rows, bool by_k, Site site)
+      : rows_(rows),
+        start_(static_cast<uint32_t>(descriptor & 0x3fff) << 4),
         depth_step_(static_cast<uint32_t>(descriptor >> 16 & 0x3fff) << 4),
         row_step_(static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4),
         swizzled_(descriptor >> 62 == 1),
@@ -114,15 +118,23 @@ class Operand {
   // f(row, k, run) for all of them.
   template <typename Visit>
   void for_each_run(Site site, Visit visit) const {
-    for (unsigned row = 0; row < kRows; row += by_k_ ? 8 : 1) {
+    for (unsigned row = 0; row < rows_; row += by_k_ ? 8 : 1) {
       for (unsigned k = 0; k < kDepth; k += by_k_ ? 1 : 8) visit(row, k, run(row, k, site));
     }
   }
 
  private:
-  unsigned start_, depth_step_, row_step_;
+  unsigned rows_, start_, depth_step_, row_step_;
   bool swizzled_, by_k_;
 };
+
+Operand a_of(const Pending& product) {
+  return Operand(product.request.a, kRows, false, product.site);
+}
+Operand b_of(const Pending& product) {
+  const Request& request = product.request;
+  return Operand(request.b, request.columns, request.b_by_k, product.site);
+}
 
 const Epochs& known_to_all(Warpgroup* group) {
   bool same = group->clocks.size() == kThreads;
@@ -163,7 +175,7 @@ void check_operands(Warpgroup* group, Pending* given) {
   const Pending& product = *given;
   const Request& request = product.request;
   for (const bool is_a : {true, false}) {
-    const Operand operand(is_a ? request.a : request.b, !is_a && request.b_by_k, product.site);
+    const Operand operand = is_a ? a_of(product) : b_of(product);
     uintptr_t begin = UINTPTR_MAX, end = 0;
     operand.for_each_run(product.site, [&](unsigned, unsigned, const unsigned char* run) {
       check_operand(run, 16, known, request.pc);
@@ -185,14 +197,12 @@ float element(const unsigned char* run, unsigned i, float (*widen)(uint16_t)) {
 template <typename SumsOf>
 void multiply(const Pending& product, SumsOf sums_of) {
   ++statistics().products;
-  static float a[kRows][kDepth], b[kDepth][kColumns], sum[kRows][kColumns];
+  static float a[kRows][kDepth], b[kDepth][kMaxColumns], sum[kRows][kMaxColumns];
   const Request& request = product.request;
-  const Operand a_operand(request.a, false, product.site);
-  const Operand b_operand(request.b, request.b_by_k, product.site);
-  a_operand.for_each_run(product.site, [&](unsigned row, unsigned k, const unsigned char* run) {
+  a_of(product).for_each_run(product.site, [&](unsigned row, unsigned k, const unsigned char* run) {
     for (unsigned i = 0; i < 8; ++i) a[row][k + i] = element(run, i, request.widen);
   });
-  b_operand.for_each_run(product.site, [&](unsigned row, unsigned k, const unsigned char* run) {
+  b_of(product).for_each_run(product.site, [&](unsigned row, unsigned k, const unsigned char* run) {
     for (unsigned i = 0; i < 8; ++i) {
       const float value = element(run, i, request.widen);
       (request.b_by_k ? b[k][row + i] : b[k + i][row]) = value;
@@ -203,15 +213,15 @@ void multiply(const Pending& product, SumsOf sums_of) {
               [8 * (i / 4) + 2 * (thread % 4) + i % 2];
   };
   for (unsigned t = 0; t < kThreads; ++t) {
-    for (unsigned i = 0; i < kSums; ++i) place_of(t, i) = sums_of(t)[i];
+    for (unsigned i = 0; i < request.count(); ++i) place_of(t, i) = sums_of(t)[i];
   }
   for (unsigned row = 0; row < kRows; ++row) {
     for (unsigned k = 0; k < kDepth; ++k) {
-      for (unsigned c = 0; c < kColumns; ++c) sum[row][c] += a[row][k] * b[k][c];
+      for (unsigned c = 0; c < request.columns; ++c) sum[row][c] += a[row][k] * b[k][c];
     }
   }
   for (unsigned t = 0; t < kThreads; ++t) {
-    for (unsigned i = 0; i < kSums; ++i) sums_of(t)[i] = place_of(t, i);
+    for (unsigned i = 0; i < request.count(); ++i) sums_of(t)[i] = place_of(t, i);
   }
 }
 
@@ -235,8 +245,8 @@ void issue(Warpgroup* group) {
     Sums& saved = group->saved[product.sums[0]];
     saved.resize(kThreads);
     for (unsigned t = 0; t < kThreads; ++t) {
-      std::copy_n(product.sums[t], kSums, saved[t].begin());
-      std::memset(product.sums[t], 0xff, sizeof saved[t]);
+      std::copy_n(product.sums[t], product.request.count(), saved[t].begin());
+      std::memset(product.sums[t], 0xff, product.request.count() * sizeof(float));
     }
   }
   group->issued.push_back(product);
@@ -275,7 +285,7 @@ void finish_oldest(Warpgroup* group) {
     const auto saved = group->saved.find(product.sums[0]);
     if (saved == group->saved.end() || is_pending(*group, product.sums[0])) continue;
     for (unsigned t = 0; t < kThreads; ++t) {
-      std::copy_n(saved->second[t].begin(), kSums, product.sums[t]);
+      std::copy_n(saved->second[t].begin(), product.request.count(), product.sums[t]);
     }
     group->saved.erase(saved);
   }
@@ -328,10 +338,11 @@ void fence_registers(Site site) {
   });
 }
 
-__attribute__((noinline)) void wgmma(float* acc, uint64_t a, uint64_t b, bool b_by_k,
-                                     float (*widen)(uint16_t), Site site) {
+__attribute__((noinline)) void wgmma(float* acc, unsigned columns, uint64_t a, uint64_t b,
+                                     bool b_by_k, float (*widen)(uint16_t), Site site) {
   const Busy busy;
-  const Request request{acc, a, b, b_by_k, widen, offset_of_code(__builtin_return_address(0))};
+  const Request request{
+      acc, columns, a, b, b_by_k, widen, offset_of_code(__builtin_return_address(0))};
   meet_group("wgmma", site, &request, [](Warpgroup& group) { issue(&group); });
 }
 

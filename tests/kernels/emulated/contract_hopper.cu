@@ -77,27 +77,31 @@ __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(64))
 #endif
 }
 
-// A patch of 8x8 pixels of 10x18, as the halo of conv_dgrad_halo.cu has them: 16 bytes a pixel, one
+// A patch of 8x8 pixels of 10x18, as conv_halo.h has them: 16 bytes a pixel, one
 // plane for each eight channels.
 constexpr int kPitch = 18 * 16, kPlane = 10 * kPitch;
 
-// d[64][64] = a[64][64] b, by TMA and wgmma, and out[128][32] the sums as the threads hold them. a
-// is swizzled, or the patch; b is [k][column], or [column][k] without kBByK.
-template <typename T, bool kAIsPatch, bool kBByK>
+// d[64][kColumns] = a[64][64] b, by TMA and wgmma, and out[128][kColumns / 2] the sums as the
+// threads hold them. a is swizzled, or the patch; b is [k][column], or [column][k] without kBByK.
+template <typename T, int kColumns, bool kAIsPatch, bool kBByK>
 __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(128))
     wgmma_kernel(const __grid_constant__ simt::TensorMap a_map,
                  const __grid_constant__ simt::TensorMap b_map, const T* a, float* out) {
 #ifdef SIMT_HOPPER
   constexpr int kPatch = kPitch + 3 * 16;  // of its first pixel
+  constexpr int kParts = kColumns / kSide;
   SIMT_DYN_SHARED(unsigned char, raw);
   SIMT_SHARED(uint64_t, barrier, [1]);
   unsigned char* const b_tile = aligned(raw);
-  unsigned char* const a_tile = b_tile + kTileBytes;
+  unsigned char* const a_tile = b_tile + kParts * kTileBytes;
   const int thread = threadIdx.x;
   start(barrier, 1);
   if (thread == 0) {
-    simt::mbarrier_arrive_expect(barrier, kAIsPatch ? kTileBytes : 2 * kTileBytes);
-    simt::tma_load(b_tile, b_map, barrier, 0, 0);
+    simt::mbarrier_arrive_expect(barrier, (kAIsPatch ? kParts : kParts + 1) * kTileBytes);
+    for (int part = 0; part < kParts; ++part) {
+      simt::tma_load(b_tile + part * kTileBytes, b_map, barrier, kBByK ? part * kSide : 0,
+                     kBByK ? 0 : part * kSide);
+    }
     if (!kAIsPatch) simt::tma_load(a_tile, a_map, barrier, 0, 0);
   }
   if (kAIsPatch) {
@@ -113,20 +117,25 @@ __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(128))
   const uint64_t a_part =
       kAIsPatch ? simt::matrix_descriptor(a_tile + kPatch, simt::Swizzle::kNone, kPitch, kPlane)
                 : simt::matrix_descriptor(a_tile, simt::Swizzle::k128, 1024);
-  const uint64_t b_part = simt::matrix_descriptor(b_tile, simt::Swizzle::k128, 1024);
-  float acc[32];
+  const uint64_t b_part = simt::matrix_descriptor(b_tile, simt::Swizzle::k128, 1024, kTileBytes);
+  float acc[kColumns / 2];
 #pragma unroll
-  for (int i = 0; i < 32; ++i) acc[i] = 1;
+  for (int i = 0; i < kColumns / 2; ++i) acc[i] = 1;
   simt::wgmma_fence(acc);
 #pragma unroll
   for (int k = 0; k < kSide; k += 16) {
-    simt::wgmma_m64n64k16<kBByK>(acc, a_part + (kAIsPatch ? k / 8 * kPlane : k * 2) / 16,
-                                 b_part + k * (kBByK ? 128 : 2) / 16, T{});
+    const uint64_t a_step = a_part + (kAIsPatch ? k / 8 * kPlane : k * 2) / 16;
+    const uint64_t b_step = b_part + k * (kBByK ? 128 : 2) / 16;
+    if constexpr (kColumns == 128) {
+      simt::wgmma_m64n128k16<kBByK>(acc, a_step, b_step, T{});
+    } else {
+      simt::wgmma_m64n64k16<kBByK>(acc, a_step, b_step, T{});
+    }
   }
   simt::wgmma_commit();
   simt::wgmma_wait<0>(acc);
 #pragma unroll
-  for (int i = 0; i < 32; ++i) out[32 * thread + i] = acc[i];
+  for (int i = 0; i < kColumns / 2; ++i) out[kColumns / 2 * thread + i] = acc[i];
 #endif
 }
 
@@ -135,21 +144,29 @@ simt::TensorView matrix(const void* base, uint32_t rows, uint32_t columns, uint3
   return {base, 2, {columns, rows}, {2ull * columns}, {kSide, box_rows}, swizzle};
 }
 
+template <typename T, int kColumns>
+cudaError_t multiply(const T* a, const T* b, float* out, bool a_is_patch, bool b_by_k) {
+  simt::TensorMap a_map, b_map;
+  const simt::Swizzle swizzle = simt::Swizzle::k128;
+  cudaError_t status = simt::make_tensor_map(&a_map, matrix(a, kSide, kSide, kSide, swizzle));
+  if (status != cudaSuccess) return status;
+  status = simt::make_tensor_map(&b_map, b_by_k ? matrix(b, kSide, kColumns, kSide, swizzle)
+                                                : matrix(b, kColumns, kSide, kSide, swizzle));
+  if (status != cudaSuccess) return status;
+  const auto kernel = a_is_patch ? b_by_k ? wgmma_kernel<T, kColumns, true, true>
+                                          : wgmma_kernel<T, kColumns, true, false>
+                      : b_by_k   ? wgmma_kernel<T, kColumns, false, true>
+                                 : wgmma_kernel<T, kColumns, false, false>;
+  return simt::launch(kernel, 1, 128, 1024 + kColumns / kSide * kTileBytes + kSide / 8 * kPlane,
+                      nullptr, a_map, b_map, a, out);
+}
+
 template <typename T>
-int multiply(const T* a, const T* b, float* out, int64_t a_is_patch, int64_t b_by_k) {
+int multiply(const T* a, const T* b, float* out, int64_t columns, int64_t a_is_patch,
+             int64_t b_by_k) {
   return simt::guarded([=] {
-    simt::TensorMap a_map, b_map;
-    const simt::Swizzle swizzle = simt::Swizzle::k128;
-    cudaError_t status = simt::make_tensor_map(&a_map, matrix(a, kSide, kSide, kSide, swizzle));
-    if (status != cudaSuccess) return status;
-    status = simt::make_tensor_map(&b_map, matrix(b, kSide, kSide, kSide, swizzle));
-    if (status != cudaSuccess) return status;
-    const auto kernel =
-        a_is_patch != 0 ? b_by_k != 0 ? wgmma_kernel<T, true, true> : wgmma_kernel<T, true, false>
-        : b_by_k != 0   ? wgmma_kernel<T, false, true>
-                        : wgmma_kernel<T, false, false>;
-    return simt::launch(kernel, 1, 128, 1024 + kTileBytes + kSide / 8 * kPlane, nullptr, a_map,
-                        b_map, a, out);
+    return (columns == 128 ? multiply<T, 128> : multiply<T, 64>)(a, b, out, a_is_patch != 0,
+                                                                 b_by_k != 0);
   });
 }
 
@@ -191,10 +208,10 @@ SIMT_EXPORT int contract_tma_4d(const uint16_t* tensor, uint16_t* out, const int
 }
 
 SIMT_EXPORT int contract_wgmma_bf16(const __nv_bfloat16* a, const __nv_bfloat16* b, float* out,
-                                    int64_t a_is_patch, int64_t b_by_k) {
-  return multiply(a, b, out, a_is_patch, b_by_k);
+                                    int64_t columns, int64_t a_is_patch, int64_t b_by_k) {
+  return multiply(a, b, out, columns, a_is_patch, b_by_k);
 }
-SIMT_EXPORT int contract_wgmma_fp16(const __half* a, const __half* b, float* out,
+SIMT_EXPORT int contract_wgmma_fp16(const __half* a, const __half* b, float* out, int64_t columns,
                                     int64_t a_is_patch, int64_t b_by_k) {
-  return multiply(a, b, out, a_is_patch, b_by_k);
+  return multiply(a, b, out, columns, a_is_patch, b_by_k);
 }
