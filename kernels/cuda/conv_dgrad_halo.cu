@@ -1,6 +1,6 @@
 // A block has 8 x 16 pixels of the small image and what becomes of them in all four phases, 16 x 32
-// pixels of the large one. Each phase reads the same pixels, shifted by one at most, so that they
-// are one halo; phase by phase, they would be read and transformed nine times.
+// pixels of the large one. Each phase reads the same pixels, shifted by one at most: they are
+// one halo, with a pixel more on each side.
 #include "conv_dgrad_halo.h"
 
 #include "conv_halo.h"

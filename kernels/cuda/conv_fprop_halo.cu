@@ -1,9 +1,10 @@
 // The large image's pixels fall into four phases by the parity of row and column. Each meets four
-// taps, which in the phase are shifts by 0 or 1 along each axis: a step takes one phase of a patch,
-// 9 x 9 pixels for 8 x 8 of the small image, and the weights of its taps. A block has a patch for
-// each of its two groups, one after the other in the image or in the next one: so a map of 8 x 8
-// leaves no group idle, as a tile of 8 x 16 would, for 6% more pixels. It has 128 columns, since
-// m64n64k16 reads shared memory as long as it multiplies, or 64 where there are no more.
+// taps, which are shifts by 0 or 1 along each axis there: a step takes one phase of the halo, 9 x 9
+// pixels for 8 x 8 of the small image, and the weights of its taps. A block has two such patches,
+// one for each group, neighbours in the image or the end of one and the beginning of the next: on a
+// map of 8 x 8, half of a tile of 8 x 16 would be idle, and elsewhere it would save but 6% of the
+// pixels. 128 columns, because m64n64k16 reads shared memory for as long as it multiplies; 64 where
+// there are no more.
 #include "conv_fprop_halo.h"
 
 #include "conv_halo.h"
@@ -28,7 +29,7 @@ struct Shape {
 // Blocks that a multiprocessor is to hold. There is memory for two of 64 columns, but there are no
 // registers for the numbers of every prologue.
 template <int kColumns, bool kFused>
-constexpr int kHeld = kColumns == 64 && !kFused ? 2 : 1;
+constexpr int kResidentBlocks = kColumns == 64 && !kFused ? 2 : 1;
 
 #ifdef SIMT_HOPPER
 
@@ -94,7 +95,7 @@ __device__ __forceinline__ void multiply_taps(float (&sums)[kColumns / 2],
 #endif
 
 template <typename T, int kColumns, bool kFused>
-__global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kThreads), kHeld<kColumns, kFused>)
+__global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kThreads), kResidentBlocks<kColumns, kFused>)
     conv_fprop_halo_kernel(const __grid_constant__ simt::TensorMap weight_map, ConvGeometry g,
                            const T* large, T* small, ConvPrologue prologue, ConvEpilogue epilogue) {
 #ifdef SIMT_HOPPER

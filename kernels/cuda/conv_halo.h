@@ -1,8 +1,8 @@
 // What the kernels for kernel 4, stride 2, padding 1 on Hopper share. A block loads the pixels that
-// its taps read once, with a border, and takes them once through the prologue. A shift is another
-// start of the operand, which wgmma takes at any pixel because a pixel's eight channels are 16
-// bytes and nothing is swizzled. Tap by tap, these pixels would be read and transformed up to 16
-// times.
+// its taps read once, with a border, and takes them once through the prologue; tap by tap, fprop
+// would do so with a pixel four times, dgrad 16 times. A tap's shift is another start of the
+// operand, which wgmma takes at any pixel because a pixel's eight channels are 16 bytes and nothing
+// is swizzled.
 #pragma once
 
 #include "conv_launch.h"

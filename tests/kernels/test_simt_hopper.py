@@ -114,6 +114,7 @@ MISUSES = {
     "operand_outside": "an operand outside shared memory",
     "unwritten_operand": "uninitialised shared operand",
     "one_warp_goes_on": "write at .* is not ordered after the end of wgmma",
+    "unwritten_columns": "uninitialised shared wide",
 }
 
 

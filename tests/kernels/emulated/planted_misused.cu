@@ -25,6 +25,7 @@ enum Misuse {
   kOperandOutside,
   kUnwrittenOperand,
   kOneWarpGoesOn,
+  kUnwrittenColumns,
 };
 
 constexpr int kThreads = 160;
@@ -36,6 +37,7 @@ __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kThreads))
   SIMT_DYN_SHARED(unsigned char, raw);
   SIMT_SHARED(uint64_t, barriers, [2]);
   SIMT_SHARED(__nv_bfloat16, operand, [2][64][8]);
+  SIMT_SHARED(__nv_bfloat16, wide, [2][128][8]);
   unsigned char* const tile = raw + (1024 - simt::shared_address(raw) % 1024) % 1024;
   const int thread = threadIdx.x;
   if (thread == 0) {
@@ -75,10 +77,13 @@ __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kThreads))
   if (misuse != kUnwrittenOperand && thread < 128) {
     for (int i = 0; i < 8; ++i) operand[thread / 64][thread % 64][i] = __nv_bfloat16{};
   }
+  if (thread < (misuse == kUnwrittenColumns ? 127 : 128)) {
+    for (int i = 0; i < 16; ++i) wide[i / 8][thread][i % 8] = __nv_bfloat16{};
+  }
   simt::fence_proxy_async();
   __syncthreads();
   if (misuse != kFewThreads && thread >= 128) return;
-  float acc[32] = {};
+  float acc[32] = {}, wide_acc[64] = {};
   simt::wgmma_fence(acc);
   const uint64_t a = simt::matrix_descriptor(operand, simt::Swizzle::kNone, 128, 1024);
   const uint64_t b = misuse == kOtherOperands && thread == 5 ? a + 1
@@ -89,10 +94,15 @@ __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kThreads))
   } else {
     simt::wgmma_m64n64k16<false>(acc, a, b, __nv_bfloat16{});
   }
+  if (misuse == kNone || misuse == kUnwrittenColumns) {
+    simt::wgmma_m64n128k16<false>(wide_acc, a,
+                                  simt::matrix_descriptor(wide, simt::Swizzle::kNone, 128, 2048),
+                                  __nv_bfloat16{});
+  }
   simt::wgmma_commit();
   simt::wgmma_wait<0>(acc);
   if (misuse == kOneWarpGoesOn && thread == 0) operand[0][0][0] = __nv_bfloat16{};
-  out[thread] = acc[0];
+  out[thread] = acc[0] + wide_acc[0];
 #endif
 }
 
