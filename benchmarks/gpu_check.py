@@ -25,7 +25,9 @@ from genimg import check as checking
 from genimg.backends import OPS, BackendError
 from genimg.testing import prepare, run
 
-KERNELS = ("cuda", "triton")
+HALO = "cuda_halo"
+"""The CUDA kernels, those for Hopper (``GENIMG_CUDA_HALO``) among them where they serve."""
+KERNELS = ("cuda", HALO, "triton")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TOOLS = ("memcheck", "racecheck", "synccheck")
 SANITIZED = ("float32", "bfloat16")  # the scalar paths, and those of the tensor cores
@@ -41,11 +43,12 @@ class Job:
     tool: str = ""
 
     def __str__(self) -> str:
-        return f"{self.backend:<8}{self.op:<18}{self.dtype:<10}{self.tool:<10}"
+        return f"{self.backend:<10}{self.op:<18}{self.dtype:<10}{self.tool:<10}"
 
     def command(self) -> list[str]:
         """Runs it; the exit code is 0 if nothing was wrong."""
-        here = [sys.executable, __file__, "--one", self.backend, self.op, self.dtype]
+        backend = "cuda" if self.backend == HALO else self.backend
+        here = [sys.executable, __file__, "--one", backend, self.op, self.dtype]
         if not self.tool:
             return here
         return [_sanitizer(), "--tool", self.tool, "--error-exitcode", "1", *here, "--bare"]
@@ -95,6 +98,7 @@ def _run(job: Job, seconds: float, deadline: float) -> tuple[int, str]:
         return 124, "not run: no time was left"
     # Its writes past the end of a tensor are seen only where torch's cache is off.
     more = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if job.tool else {}
+    more["GENIMG_CUDA_HALO"] = "1" if job.backend == HALO else "0"
     env = {**os.environ, "OMP_NUM_THREADS": "2", **more}
     try:
         done = subprocess.run(job.command(), capture_output=True, text=True, timeout=left, env=env)
@@ -107,14 +111,20 @@ def _text(output: Any) -> str:
     return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
 
 
+def _serves(backend: str, op: str) -> bool:
+    return op.startswith("conv") if backend == HALO else backend in OPS[op].by_backend
+
+
 def jobs(backends: Sequence[str], tools: Sequence[str]) -> list[Job]:
     """What there is to run, the longest first: the contractions."""
-    pairs = [(name, op) for op in OPS for name in backends if name in OPS[op].by_backend]
+    pairs = [(name, op) for op in OPS for name in backends if _serves(name, op)]
     pairs.sort(key=lambda pair: not pair[1].startswith("conv"))
     if tools:
-        return [Job(*p, dtype, tool) for tool in tools for p in pairs for dtype in SANITIZED]
-    found = [Job(*pair, dtype) for pair in pairs for dtype in DTYPES]
-    return [job for job in found if (job.backend, job.dtype) != ("cpu", "float16")]  # it has none
+        found = [Job(*p, dtype, tool) for tool in tools for p in pairs for dtype in SANITIZED]
+    else:
+        found = [Job(*pair, dtype) for pair in pairs for dtype in DTYPES]
+    lacks = (("cpu", "float16"), (HALO, "float32"))
+    return [job for job in found if (job.backend, job.dtype) not in lacks]
 
 
 def run_all(found: Sequence[Job], at_a_time: int, seconds: float, in_all: float) -> int:

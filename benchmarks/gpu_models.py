@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from gpu_worker import KERNELS, Out, Timed, check
+from gpu_worker import HOPPER, KERNELS, Out, Timed, backend_of, check
 from torch import Tensor, nn
 
 import genimg
@@ -21,10 +21,11 @@ from genimg.models import gan, vae
 from genimg.train.gan import GANTrainer
 from genimg.train.vae import VAETrainer
 
+OURS = (*KERNELS, *HOPPER)
 WAYS = (
     ("eager", False),
     ("eager", True),
-    *((name, graph) for name in KERNELS for graph in (False, True)),
+    *((name, graph) for name in OURS for graph in (False, True)),
     ("compile", False),
     ("compile", True),
     ("reduce-overhead", False),  # it makes graphs of its own
@@ -48,13 +49,14 @@ def _placed(out: Out, network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _served(provider: str, attempt: Callable[[str], Any]) -> tuple[str, str]:
     """What to name as the backend, and a note where it leaves something to PyTorch."""
-    if provider not in KERNELS:
+    if provider not in OURS:
         return "reference", ""
+    backend = backend_of(provider)
     try:
-        attempt(provider)
+        attempt(backend)
     except BackendError as refusal:
-        return f"{provider},reference", f"partly PyTorch's: {refusal}"
-    return provider, ""
+        return f"{backend},reference", f"partly PyTorch's: {refusal}"
+    return backend, ""
 
 
 def _gradients(
@@ -81,7 +83,7 @@ def _step(out: Out, made: nn.Module, x: Tensor, provider: str) -> Timed:
         y = _placed(out, copy.deepcopy(plain), out.dtype)(x)
     grad = torch.randn_like(torch.cat(y, 1) if isinstance(y, tuple) else y)
     placed = partial(_placed, out)
-    if provider not in KERNELS:
+    if provider not in OURS:
         network = placed(plain, out.dtype)
         if provider in MODES:
             network.compile(mode=MODES[provider])

@@ -7,6 +7,7 @@ recorded as wrong, and has no time.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,9 @@ from genimg.testing import Case, Tensors, normal, run
 
 MARK = "@gpu_bench "
 KERNELS = ("cuda", "triton") if torch.cuda.is_available() else ("cpu",)
+HALO = "cuda_halo"
+"""The CUDA kernels, those for Hopper (``GENIMG_CUDA_HALO``) among them where they serve."""
+HOPPER = (HALO,) if "cuda" in KERNELS and torch.cuda.get_device_capability() == (9, 0) else ()
 VENDOR = "cudnn"
 SHARES = {
     "ceilings": 0.05,
@@ -59,6 +63,11 @@ class Timed:
     note: str = ""
 
 
+def backend_of(provider: str) -> str:
+    """The name of a provider's backend."""
+    return "cuda" if provider == HALO else provider
+
+
 class WrongError(ArithmeticError):
     """A result that is not to be timed."""
 
@@ -86,6 +95,7 @@ class Out:
             return
         self.say(begin=where)
         more: dict[str, Any] = {}
+        os.environ["GENIMG_CUDA_HALO"] = "1" if where["provider"] == HALO else "0"
         try:
             timed = make()
             more = sample(timed.run, self.device, 0.02 if self.tiny else 0.1, graph).as_dict()
@@ -185,7 +195,13 @@ class Layer:
             return Timed(self.vendor(mode), [self.work(mode)])
         x, weight = self.x.detach(), self.weight.detach()
         call = partial(
-            ops.conv_transpose2d, x, weight, None, self.stride, self.padding, backend=provider
+            ops.conv_transpose2d,
+            x,
+            weight,
+            None,
+            self.stride,
+            self.padding,
+            backend=backend_of(provider),
         )
         ours = call
         if mode != "forward":
@@ -201,6 +217,11 @@ class Layer:
         check({mode: ours()}, {mode: self.vendor(mode)()}, {mode: truth})
         return Timed(ours, [self.work(mode)])
 
+    def providers(self, mode: str) -> tuple[str, ...]:
+        """Ours that have a kernel of their own for a pass."""
+        halo = self.stride == 2 and self.weight.shape[1] % 8 == 0 and mode != self.MODES[2]
+        return (*KERNELS, *(HOPPER if halo else ()))
+
     def work(self, mode: str) -> roofline.Work:
         """Bytes and operations of a pass."""
         shapes = roofline.conv_transpose2d(self.x, self.weight, None, self.stride, self.padding)
@@ -209,24 +230,24 @@ class Layer:
 
 def vendor(out: Out) -> None:
     """CuDNN, layer by layer: what a contraction of our own has to beat."""
-    _layers(out, (VENDOR,))
+    _layers(out, lambda *_: (VENDOR,))
 
 
 def layers(out: Out) -> None:
     """Our contractions on the same tensors."""
-    _layers(out, KERNELS)
+    _layers(out, Layer.providers)
 
 
-def _layers(out: Out, providers: Sequence[str]) -> None:
+def _layers(out: Out, providers: Callable[[Layer, str], Sequence[str]]) -> None:
     for batch in out.batches():
         for shape in DCGAN[-2:] if out.tiny else DCGAN:
             layer = Layer(out, batch, *shape)
             for mode in Layer.MODES:
-                for name in providers:
+                for name in providers(layer, mode):
                     where = {"section": "layer", "what": layer.name, "batch": batch}
                     where |= {"mode": mode, "provider": name}
                     make = partial(layer.timed, mode, name)
-                    out.time(where, make, names=name == VENDOR)
+                    out.time(where, make, names=name in (VENDOR, HALO))
 
 
 def timed_cases(batch: int) -> list[tuple[str, Case]]:

@@ -68,7 +68,7 @@ class Stack {
   }
 
   cuda::ConvStack view() const {
-    return {blocks.data(), static_cast<int>(blocks.size()), cuda_precision()};
+    return {blocks.data(), static_cast<int>(blocks.size()), cuda_precision(), cuda_tile()};
   }
 
   const at::Tensor& hold(at::Tensor tensor) {

@@ -8,7 +8,9 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <cstdlib>
 #include <limits>
+#include <string_view>
 
 #include "../kernels/cuda/conv_dgrad.h"
 #include "../kernels/cuda/conv_fprop.h"
@@ -26,6 +28,12 @@ cuda::ConvPrecision cuda_precision() {
       at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::CONV);
   return asked == at::Float32Precision::TF32 ? cuda::ConvPrecision::kTf32
                                              : cuda::ConvPrecision::kFloat;
+}
+
+cuda::ConvTile cuda_tile() {
+  const char* const asked = std::getenv("GENIMG_CUDA_HALO");
+  return asked != nullptr && std::string_view(asked) == "1" ? cuda::ConvTile::kHalo
+                                                            : cuda::ConvTile::kAuto;
 }
 
 at::Tensor empty_cuda_pixels(at::IntArrayRef sizes, const at::Tensor& like) {
@@ -59,8 +67,8 @@ void contract(const char* op, bool to_small, const cuda::ConvGeometry& geometry,
                   : cuda::launch_conv_dgrad<T>)(geometry, static_cast<const T*>(x.const_data_ptr()),
                                                 static_cast<const T*>(weight.const_data_ptr()),
                                                 static_cast<T*>(y.mutable_data_ptr()),
-                                                cuda::ConvPrologue{}, epilogue,
-                                                cuda::ConvTile::kAuto, cuda_precision(),
+                                                cuda::ConvPrologue{}, epilogue, cuda_tile(),
+                                                cuda_precision(),
                                                 c10::cuda::getCurrentCUDAStream()));
   });
 }

@@ -18,6 +18,10 @@ cuda::ConvGeometry cuda_geometry(const char* op, const cpu::ConvGeometry& geomet
 // TF32 or float for float, as torch's switches for convolutions say.
 cuda::ConvPrecision cuda_precision();
 
+// kHalo if GENIMG_CUDA_HALO=1 asks for the kernels for Hopper: kAuto does not take them before they
+// were measured.
+cuda::ConvTile cuda_tile();
+
 // torch's own copies: in_format's are the CPU's.
 inline at::Tensor cuda_pixels(const at::Tensor& x) {
   return x.contiguous(at::MemoryFormat::ChannelsLast);

@@ -56,13 +56,13 @@ ConvStackEnd end_of(const ConvStackBlock& block, const ConvNorm& norm) {
 
 // fprop where `to_small`, else dgrad.
 template <typename T>
-cudaError_t contract(bool to_small, const ConvStackBlock& block, ConvPrecision precision,
+cudaError_t contract(bool to_small, const ConvStackBlock& block, const ConvStack& stack,
                      const T* from, T* to, const ConvPrologue& prologue,
                      const ConvEpilogue& epilogue, cudaStream_t stream) {
   return (to_small ? launch_conv_fprop<T>
                    : launch_conv_dgrad<T>)(block.geometry, from,
                                            static_cast<const T*>(block.weight), to, prologue,
-                                           epilogue, ConvTile::kAuto, precision, stream);
+                                           epilogue, stack.tile, stack.precision, stream);
 }
 
 // Floats and tickets that suffice for whatever asks, one after the other.
@@ -147,8 +147,8 @@ class Forward {
       const ConvStackBlock& block = stack_.blocks[b];
       const ConvNorm norm = norms_[b].of(block);
       T* const raw = is_output(b) ? y : raws_[b];
-      status = contract(!block.transposed, block, stack_.precision, image, raw, prologue,
-                        writing(b, tickets), stream);
+      status = contract(!block.transposed, block, stack_, image, raw, prologue, writing(b, tickets),
+                        stream);
       if (b + 1 == stack_.count && has_norm(block) && status == cudaSuccess) {
         status = launch_conv_stack_end_fwd<T>(end_of(block, norm), raw, y, stream);
       }
@@ -260,8 +260,8 @@ class Backward {
       if (b > lowest_) {
         status = descend(b);
       } else if (grad_x != nullptr) {
-        status = contract(block.transposed, block, stack_.precision, grad_.dz, grad_x,
-                          grad_.prologue, {}, stream);
+        status =
+            contract(block.transposed, block, stack_, grad_.dz, grad_x, grad_.prologue, {}, stream);
       }
     }
     return status;
@@ -309,8 +309,7 @@ class Backward {
     T* const dz = passing_[(b - 1) % 2];
     const ReadGrad<T> from = grad_;
     arrive(b - 1, dz);
-    return contract(block.transposed, block, stack_.precision, from.dz, dz, from.prologue, epilogue,
-                    stream_);
+    return contract(block.transposed, block, stack_, from.dz, dz, from.prologue, epilogue, stream_);
   }
 
   ConvNormGrads grads(int b) const {

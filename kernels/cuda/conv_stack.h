@@ -38,6 +38,7 @@ struct ConvStack {
   const ConvStackBlock* blocks;
   int count;
   ConvPrecision precision;
+  ConvTile tile;
 };
 
 // Memory for the time of the launches; the tickets are 0 before and after.
