@@ -71,8 +71,8 @@ def users(source: Path) -> str:
 
 
 def main() -> None:
-    # With what was compiled: an object of the last run may lack a barrier. The copies keep their times:
-    # by these g++ knows a header that csrc/ includes from here, and a kernel from there, to be one.
+    # With what was compiled: an object of the last run may lack a barrier. The copies keep their
+    # times, by which g++ takes a header that csrc/ includes and the kernels' copy of it for one.
     shutil.rmtree(WORK, ignore_errors=True)
     shutil.copytree(KERNELS, WORK / "cuda")
     everything = " or ".join(sorted({users(source) for source in sources()}))
