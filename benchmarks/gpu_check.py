@@ -33,6 +33,11 @@ TOOLS = ("memcheck", "racecheck", "synccheck")
 SANITIZED = ("float32", "bfloat16")  # the scalar paths, and those of the tensor cores
 
 
+def backend_of(name: str) -> str:
+    """What genimg calls the backend of a name in ``KERNELS``."""
+    return "cuda" if name == HALO else name
+
+
 @dataclass(frozen=True)
 class Job:
     """A process of its own."""
@@ -47,8 +52,7 @@ class Job:
 
     def command(self) -> list[str]:
         """Runs it; the exit code is 0 if nothing was wrong."""
-        backend = "cuda" if self.backend == HALO else self.backend
-        here = [sys.executable, __file__, "--one", backend, self.op, self.dtype]
+        here = [sys.executable, __file__, "--one", backend_of(self.backend), self.op, self.dtype]
         if not self.tool:
             return here
         return [_sanitizer(), "--tool", self.tool, "--error-exitcode", "1", *here, "--bare"]

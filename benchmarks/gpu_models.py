@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from gpu_worker import HOPPER, KERNELS, Out, Timed, backend_of, check
+from gpu_check import backend_of
+from gpu_worker import HOPPER, KERNELS, Out, Timed, check
 from torch import Tensor, nn
 
 import genimg

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from gpu_check import HALO, backend_of
 from gpu_timing import clocks, kernel_names, sample
 from layers import LAYERS as LAYER_CASES
 from torch import Tensor
@@ -27,8 +28,6 @@ from genimg.testing import Case, Tensors, normal, run
 
 MARK = "@gpu_bench "
 KERNELS = ("cuda", "triton") if torch.cuda.is_available() else ("cpu",)
-HALO = "cuda_halo"
-"""The CUDA kernels, those for Hopper (``GENIMG_CUDA_HALO``) among them where they serve."""
 HOPPER = (HALO,) if "cuda" in KERNELS and torch.cuda.get_device_capability() == (9, 0) else ()
 VENDOR = "cudnn"
 SHARES = {
@@ -61,11 +60,6 @@ class Timed:
     run: Callable[[], Any]
     work: Sequence[roofline.Work] = ()
     note: str = ""
-
-
-def backend_of(provider: str) -> str:
-    """The name of a provider's backend."""
-    return "cuda" if provider == HALO else provider
 
 
 class WrongError(ArithmeticError):

@@ -1,5 +1,5 @@
-// The contractions' kernels for Hopper by themselves, for tests/nvcc_library.py: no op takes them
-// yet.
+// The contractions' kernels for Hopper by themselves, for tests/nvcc_library.py: an op takes
+// another where they do not serve.
 #include "../../../kernels/cuda/conv_dgrad_halo.h"
 #include "../../../kernels/cuda/conv_fprop_halo.h"
 #include "testing.h"
