@@ -14,7 +14,7 @@ from genimg import roofline
 from genimg.backends import OPS, BackendError, Op
 from genimg.bench import PROVIDERS, make_step
 from genimg.check import devices, taken, worst
-from genimg.testing import Case, Error, compare, prepare
+from genimg.testing import Case, Error, prepare
 from genimg.timing import synchronize
 
 DEVICE = devices()[0]
@@ -60,7 +60,7 @@ def _providers(op: Op, mode: str) -> tuple[str, ...]:
 @cache
 def check(op: Op, case: Case, backend: str) -> Error:
     """The worst error of a case; a wrong result has no speed."""
-    return worst(compare(case, op.function, op.reference, backend, DTYPE, DEVICE, op.error_factor))
+    return worst(op.compare(case, backend, DTYPE, DEVICE))
 
 
 @cache

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from genimg.testing import ERROR_FACTOR, Case
+from genimg.testing import ERROR_FACTOR, Case, Error, compare
 
 BACKENDS = ("cuda", "cpu", "triton", "reference")
 """Every backend, in the order in which auto asks."""
@@ -87,7 +87,8 @@ class Impl:
 class Op:
     """An op: public function, definition in plain PyTorch, cases, kernels in auto's order.
 
-    ``error_factor``: how many times PyTorch's own error its kernels' may be.
+    ``error_factor``: how many times PyTorch's own error its kernels' may be. ``bilinear``: the op
+    is linear in its first input and in its weight, as convolutions are.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Op:
     cases: tuple[Case, ...]
     impls: tuple[Impl, ...] = ()
     error_factor: float = ERROR_FACTOR
+    bilinear: bool = False
     by_backend: dict[str, Impl] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,6 +116,29 @@ class Op:
             served = " or ".join(impl.devices)
             return f"the tensor is on {device}, this kernel serves {served} tensors"
         return impl.why_not(*args)
+
+    def compare(
+        self,
+        case: Case,
+        backend: str,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> list[Error]:
+        """Judge a case on a backend: :func:`genimg.testing.compare`.
+
+        Raises:
+            BackendError: the backend cannot serve the case.
+        """
+        return compare(
+            case,
+            self.function,
+            self.reference,
+            backend,
+            dtype,
+            device,
+            self.error_factor,
+            self.bilinear,
+        )
 
 
 OPS: dict[str, Op] = {}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from genimg.backends import OPS, Op
 from genimg.check import taken, worst
-from genimg.testing import Case, Error, Tensors, compare, prepare
+from genimg.testing import Case, Error, Tensors, prepare
 from genimg.timing import interleaved_medians
 
 
@@ -154,7 +154,7 @@ def measure(
         ArithmeticError: genimg's result breaks the tolerance rule: a wrong result has no speed.
     """
     backend = taken(op, case, dtype, device)
-    error = worst(compare(case, op.function, op.reference, backend, dtype, device, op.error_factor))
+    error = worst(op.compare(case, backend, dtype, device))
     if not error.ok:
         raise ArithmeticError(
             f"{op.name} {case.name} on {backend}: {error.result} is off by {error.error:.1e}, "

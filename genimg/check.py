@@ -10,7 +10,7 @@ import torch
 from genimg import ops as _ops
 from genimg.backends import BACKENDS, OPS, REFERENCE, BackendError, Op
 from genimg.kernels.triton import runtime as triton_runtime
-from genimg.testing import Case, Error, compare, prepare
+from genimg.testing import Case, Error, prepare
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -56,7 +56,7 @@ def devices() -> tuple[str, ...]:
 
 def worst(errors: Iterable[Error]) -> Error:
     """The error that breaks the rule, or else uses most of what it allows."""
-    return max(errors, key=lambda e: (not e.ok, e.error / e.allowed if e.allowed else 0.0))
+    return max(errors, key=lambda error: error.share)
 
 
 def check_case(op: Op, case: Case, backend: str, dtype: torch.dtype, device: str) -> Row | None:
@@ -67,7 +67,7 @@ def check_case(op: Op, case: Case, backend: str, dtype: torch.dtype, device: str
     if backend == "triton" and triton_runtime.INTERPRETED and case.speed:
         return None
     try:
-        errors = compare(case, op.function, op.reference, backend, dtype, device, op.error_factor)
+        errors = op.compare(case, backend, dtype, device)
     except BackendError:
         return None
     return Row(op.name, case.name, backend, str(dtype).removeprefix("torch."), worst(errors))

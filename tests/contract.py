@@ -13,7 +13,7 @@ from torch import Tensor
 from genimg.backends import BACKENDS, OPS, BackendError
 from genimg.check import devices
 from genimg.kernels.triton import runtime as triton_runtime
-from genimg.testing import Case, compare, prepare, run, seeded
+from genimg.testing import Case, prepare, run, seeded
 
 needs_triton = pytest.mark.skipif(
     triton_runtime.MISSING is not None or not {*devices()} & {*triton_runtime.DEVICES},
@@ -42,15 +42,7 @@ def assert_case(op: str, case: Case, dtype: torch.dtype) -> None:
     for device in devices():
         for backend in BACKENDS:
             try:
-                errors = compare(
-                    case,
-                    entry.function,
-                    entry.reference,
-                    backend,
-                    dtype,
-                    device,
-                    entry.error_factor,
-                )
+                errors = entry.compare(case, backend, dtype, device)
             except BackendError:
                 continue
             served.append(backend)

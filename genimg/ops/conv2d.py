@@ -123,4 +123,5 @@ CONV2D = Op(
     CASES,
     impls=kernels(_geometry, _cpp_fwd, _cpp_bwd),
     error_factor=CONVOLUTION_ERROR_FACTOR,
+    bilinear=True,
 )

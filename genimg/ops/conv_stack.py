@@ -58,6 +58,7 @@ from genimg.reference.conv_stack import (
     layer_by_layer,
 )
 from genimg.testing import CONVOLUTION_ERROR_FACTOR
+from genimg.testing.kinks import Kink, affine_kink, exact_kink
 
 __all__ = ["Activation", "BatchNorm", "ConvBlock", "Direction", "conv_stack"]
 
@@ -218,6 +219,27 @@ class _ConvStack(torch.autograd.Function):
                 wanted = parameter is not None and needs[PARAMETERS * b + i]
                 given.append(found[TRAINED * b + i].to(parameter.dtype) if wanted else None)  # type: ignore[union-attr]
         return grad_x if needs_x else None, None, None, None, *given
+
+    @staticmethod
+    def kinks(ctx: Any, y: Tensor) -> list[Kink]:
+        """For the judge (genimg/testing/kinks.py)."""
+        _, layout, _ = ctx.call
+        count = len(layout[1]) // 2
+        trained = ctx.saved_tensors[2:]
+        kept = trained[TRAINED * count :]
+        found = []
+        for b in range(count):
+            norm, activation = layout[0][9 * b + 7 : 9 * (b + 1)]
+            slope = layout[1][2 * b + 1]
+            if activation != 1 or (norm and slope == 1):
+                continue
+            if norm:
+                gamma, beta = trained[TRAINED * b + 2 : TRAINED * (b + 1)]
+                mean, rstd = kept[count + b], kept[2 * count + b]
+                found.append(affine_kink(kept[b], mean, rstd, gamma, beta))
+            else:  # what is kept is the activation, which has the sign of what it was taken of
+                found.append(exact_kink(kept[b] if b + 1 < count else y))
+        return found
 
 
 def _keeps_output(layout: Layout) -> bool:

@@ -149,4 +149,5 @@ CONV_TRANSPOSE2D = Op(
     CASES,
     impls=kernels(_geometry, _cpp_fwd, _cpp_bwd),
     error_factor=CONVOLUTION_ERROR_FACTOR,
+    bilinear=True,
 )

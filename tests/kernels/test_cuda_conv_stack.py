@@ -9,7 +9,7 @@ from emulated_ops import emulated, last_kernel
 
 from genimg.backends import OPS
 from genimg.ops import Activation, BatchNorm, ConvBlock, Direction, conv_stack
-from genimg.testing import compare, prepare
+from genimg.testing import prepare
 
 reference = import_module("genimg.reference.conv_stack")
 LEAKY = Activation.LEAKY_RELU
@@ -99,9 +99,7 @@ def test_few_channels_have_their_kernel(name, dtype, monkeypatch):
     shape, layers, expected = FEW[name]
     case, entry = reference._case(name, "", shape, layers), OPS["conv_stack"]
     with emulated("conv_stack", monkeypatch):
-        errors = compare(
-            case, conv_stack, entry.reference, "cuda", dtype, "cpu", entry.error_factor
-        )
+        errors = entry.compare(case, "cuda", dtype)
         assert not [error for error in errors if not error.ok]
         backward = last_kernel()
         with torch.no_grad():
@@ -116,9 +114,7 @@ def test_the_kernels_for_hopper_when_asked(monkeypatch):
     layers = (Layer(UP, 24), Layer(UP, 16, norm=False, activation=Activation.TANH))
     case, entry = reference._case("hopper", "", (3, 16, 9, 8), layers), OPS["conv_stack"]
     with emulated("conv_stack", monkeypatch):
-        errors = compare(
-            case, conv_stack, entry.reference, "cuda", torch.bfloat16, "cpu", entry.error_factor
-        )
+        errors = entry.compare(case, "cuda", torch.bfloat16)
         assert not [error for error in errors if not error.ok]
         assert "conv_fprop_halo_kernel" in last_kernel()
         with torch.no_grad():

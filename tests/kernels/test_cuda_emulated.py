@@ -10,7 +10,6 @@ from contract import small_cases
 from emulated_ops import emulated, launches, run
 
 from genimg.backends import OPS, BackendError
-from genimg.testing import compare
 
 batch_norm_act = import_module("genimg.reference.batch_norm_act")
 reparam_kl = import_module("genimg.reference.reparam_kl")
@@ -31,9 +30,7 @@ def test_case(op, case, dtype, monkeypatch):
     entry = OPS[op]
     with emulated(op, monkeypatch, one_schedule=dtype == torch.float16):
         try:
-            errors = compare(
-                case, entry.function, entry.reference, "cuda", dtype, factor=entry.error_factor
-            )
+            errors = entry.compare(case, "cuda", dtype)
         except BackendError as refusal:
             pytest.skip(str(refusal))
     assert not [error for error in errors if not error.ok]
@@ -73,7 +70,7 @@ def test_batch_norm_act_in_larger_tensors(name, dtype, training, monkeypatch):
     )
     entry = OPS["batch_norm_act"]
     with emulated("batch_norm_act", monkeypatch):
-        errors = compare(case, entry.function, entry.reference, "cuda", dtype)
+        errors = entry.compare(case, "cuda", dtype)
     assert not [error for error in errors if not error.ok]
 
 
@@ -104,7 +101,7 @@ def test_batch_norm_act_chip(name, dtype, monkeypatch):
     case = batch_norm_act._case(name, "", ON_CHIP[name], batch_norm_act._call(negative_slope=0.2))
     entry = OPS["batch_norm_act"]
     with emulated("batch_norm_act", monkeypatch):
-        errors = compare(case, entry.function, entry.reference, "cuda", dtype)
+        errors = entry.compare(case, "cuda", dtype)
     assert not [error for error in errors if not error.ok]
     assert launches() == 1
 
@@ -126,7 +123,7 @@ def test_reparam_kl_in_larger_tensors(shape, dtype, monkeypatch):
     case = replace(OPS["reparam_kl"].cases[1], tensors=reparam_kl._make(*shape))
     entry = OPS["reparam_kl"]
     with emulated("reparam_kl", monkeypatch):
-        errors = compare(case, entry.function, entry.reference, "cuda", dtype)
+        errors = entry.compare(case, "cuda", dtype)
     assert not [error for error in errors if not error.ok]
 
 

@@ -276,7 +276,7 @@ FAULTS = (
 
 
 @pytest.fixture
-def plant(tmp_path, monkeypatch):
+def plant(tmp_path):
     """Imports the kernels from a copy with a fault; afterwards every module is as it was."""
     copy = tmp_path / "triton"
     shutil.copytree(package.__path__[0], copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -287,8 +287,6 @@ def plant(tmp_path, monkeypatch):
         del sys.modules[name]
         vars(package).pop(name.removeprefix(start), None)
     package.__path__ = [str(copy)]
-    # A fault is seen at once: the medians over several draws are for rounding.
-    monkeypatch.setattr(testing, "SEEDS", 1)
 
     def plant(fault: Fault, mutate: bool = True) -> None:
         source = copy / f"{fault.module}.py"
@@ -314,8 +312,7 @@ def plant(tmp_path, monkeypatch):
 def errors_of(fault: Fault) -> list[testing.Error]:
     op = OPS[fault.op]
     case = next(case for case in op.cases if case.name == fault.case)
-    arguments = ("triton", torch.float32, runtime.DEVICES[-1], op.error_factor)
-    return testing.compare(case, op.function, op.reference, *arguments)
+    return op.compare(case, "triton", torch.float32, runtime.DEVICES[-1])
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.op}-{fault.name}")

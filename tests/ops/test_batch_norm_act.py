@@ -9,7 +9,7 @@ import genimg
 from genimg import _native
 from genimg.backends import OPS
 from genimg.kernels.triton import runtime as triton_runtime
-from genimg.testing import compare, place
+from genimg.testing import place
 
 batch_norm_act = genimg.ops.batch_norm_act
 
@@ -264,7 +264,7 @@ def test_triton_in_tiles_and_parts(small_tiles, name, dtype):
     case = case_of("batch_norm_act", name)
     op = OPS["batch_norm_act"]
     device = triton_runtime.DEVICES[-1]
-    errors = compare(case, op.function, op.reference, "triton", dtype, device)
+    errors = op.compare(case, "triton", dtype, device)
     assert not [error for error in errors if not error.ok]
 
 
