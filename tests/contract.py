@@ -79,17 +79,6 @@ def assert_derivatives(op: str, case: Case) -> None:
     assert torch.autograd.gradgradcheck(function, leaves)
 
 
-def second_derivatives(op: str, case: Case, backend: str) -> list[Tensor | None]:
-    """Gradients of a penalty on the gradient: what WGAN-GP and R1 take, in float32."""
-    leaves, function = tensors_and_function(op, case, torch.float32, backend)
-    outputs = function(*leaves)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    grad_outputs = [torch.full_like(y, 0.7).requires_grad_() for y in outputs]
-    grads = torch.autograd.grad(outputs, leaves, grad_outputs, create_graph=True)
-    penalty = sum(g.square().sum() for g in grads)
-    return list(torch.autograd.grad(penalty, [*leaves, *grad_outputs], allow_unused=True))
-
-
 def assert_compiles(op: str, case: Case, backend: str | None = None) -> None:
     """One graph, forward and backward, and eager's results."""
     torch._dynamo.reset()

@@ -123,8 +123,13 @@ def run(
     results = {f"y{i}" if len(outputs) > 1 else "y": y.detach() for i, y in enumerate(outputs)}
     results |= {name: leaves[name] for name in case.state}
     wanted = [leaves[name] for name in case.grad]
+    pairs = [(y, g.to(y.dtype)) for y, g in zip(outputs, grad_outputs, strict=True)]
+    used = [(y, g) for y, g in pairs if y.requires_grad]
     grads = torch.autograd.grad(
-        outputs, wanted, [g.to(y.dtype) for g, y in zip(grad_outputs, outputs, strict=True)]
+        [y for y, _ in used], wanted, [g for _, g in used], allow_unused=True
     )
-    results |= {f"grad_{name}": g for name, g in zip(case.grad, grads, strict=True)}
+    results |= {
+        f"grad_{name}": torch.zeros_like(leaves[name]) if g is None else g
+        for name, g in zip(case.grad, grads, strict=True)
+    }
     return results, grad_outputs
