@@ -154,7 +154,8 @@ Written ConvBlock::forward(const ReadImage& image, bool training) const {
       const double about = var.const_data_ptr<float>()[c] + eps;
       rstd.mutable_data_ptr<float>()[c] = static_cast<float>(1 / std::sqrt(about));
     }
-    written.statistics = {running_mean->to(at::kFloat), rstd, {}};
+    // A copy: what is kept for a backward must not change with the buffer.
+    written.statistics = {running_mean->to(at::kFloat, false, true), rstd, {}};
   }
   return written;
 }

@@ -13,6 +13,7 @@ through it.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 import os
@@ -23,6 +24,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from genimg.testing import ERROR_FACTOR, Case, Error, compare
 
@@ -115,7 +117,7 @@ class Op:
         if device.type not in impl.devices:
             served = " or ".join(impl.devices)
             return f"the tensor is on {device}, this kernel serves {served} tensors"
-        return impl.why_not(*args)
+        return refuse_transforms(args) or impl.why_not(*args)
 
     def compare(
         self,
@@ -166,7 +168,7 @@ def choose(op: Op, backend: str | None, *args: Any) -> str:
     spec = _selected if backend is None else backend
     if spec is None or spec == "auto":
         # What is not a tensor is PyTorch's to refuse, in PyTorch's words.
-        if isinstance(args[0], Tensor):
+        if isinstance(args[0], Tensor) and refuse_transforms(args) is None:
             if _tuner is not None and not torch.compiler.is_compiling():
                 measured = _tuner.taken(op, args)
                 if measured is not None:
@@ -241,12 +243,14 @@ def recompute_grads(
     grad_outputs: tuple[Tensor | None, ...],
     needs_grad: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of ``reference(*args)`` that can themselves be differentiated.
+    """Gradients of ``reference(*args)``, which under ``create_graph=True`` can be differentiated.
 
-    What every op's backward returns under ``create_graph=True``: the kernels compute first
-    derivatives only, and the reference can be differentiated any number of times.
+    Every op's backward returns them where :func:`needs_reference`.
     """
+    create_graph = torch.is_grad_enabled()
     wanted = [arg for arg, needed in zip(args, needs_grad, strict=True) if needed]
+    if not wanted:
+        return (None,) * len(needs_grad)
     with torch.enable_grad():
         outputs = reference(*args)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -256,11 +260,24 @@ def recompute_grads(
                 [y for y, _ in pairs],
                 wanted,
                 [g for _, g in pairs],
-                create_graph=True,
+                create_graph=create_graph,
                 allow_unused=True,
             )
         )
     return tuple(next(found) if needed else None for needed in needs_grad)
+
+
+def needs_reference(*grads: Tensor | None) -> bool:
+    """Whether a backward is the reference's: the kernels compute plain first derivatives only.
+
+    Under ``create_graph=True`` the gradients are to be differentiated; under
+    ``is_grads_batched=True``, in ``torch.func`` transforms and in forward mode each gradient stands
+    for several, or has a tangent.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.is_grad_enabled()
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    return refuse_transforms(grads) is not None or any(map(is_batched, _tensors(grads)))
 
 
 def asked_for(ctx: Any) -> tuple[bool, ...]:
@@ -301,13 +318,32 @@ def refuse_dtype(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
     return f"{str(x.dtype).removeprefix('torch.')} is not served, only {names}"
 
 
-def refuse_transforms() -> str | None:
-    """Refuse inside ``torch.func`` transforms (vmap, jvp, ...): they need PyTorch's own rules."""
+def refuse_transforms(args: Sequence[Any]) -> str | None:
+    """Refuse what only PyTorch's own ops have rules for, in ``args`` and in what they hold.
+
+    ``torch.func`` transforms (vmap, jvp, ...) and the dual tensors of forward mode.
+    """
     if torch.compiler.is_compiling():
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "inside a torch.func transform, whose rules only PyTorch's own ops have"
+    if forward_ad._current_level >= 0 and any(map(_is_dual, _tensors(args))):
+        return "a tensor has a forward-mode tangent, whose rules only PyTorch's own ops have"
     return None
+
+
+def _tensors(args: Sequence[Any]) -> Iterator[Tensor]:
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, (list, tuple)):
+            yield from _tensors(arg)
+        elif dataclasses.is_dataclass(arg):
+            yield from _tensors([getattr(arg, each.name) for each in dataclasses.fields(arg)])
+
+
+def _is_dual(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 @dataclass(frozen=True)

@@ -9,23 +9,18 @@ from genimg import ops
 
 
 def norm_arguments(module: torch.nn.BatchNorm2d) -> ops.BatchNorm:
-    """What a batch norm layer hands to its op for one call; counts the batch, as torch's does."""
-    tracking = module.training and module.track_running_stats
-    momentum = 0.0 if module.momentum is None else module.momentum
-    if tracking and module.num_batches_tracked is not None:
-        module.num_batches_tracked.add_(1)
-        if module.momentum is None:  # cumulative average
-            momentum = 1.0 / float(module.num_batches_tracked)
-    keeps_statistics = module.running_mean is not None
+    """What a batch norm layer hands to its op for one call; the op counts the batch."""
+    keeps_statistics = module.running_mean is not None or module.running_var is not None
     reads_statistics = not module.training or module.track_running_stats
     return ops.BatchNorm(
         module.running_mean if reads_statistics else None,
         module.running_var if reads_statistics else None,
         module.weight,
         module.bias,
-        momentum,
+        module.momentum,
         module.eps,
         module.training or not keeps_statistics,
+        module.num_batches_tracked if module.training and module.track_running_stats else None,
     )
 
 
@@ -43,6 +38,7 @@ def apply_norm(module: torch.nn.BatchNorm2d, x: Tensor, negative_slope: float) -
         norm.momentum,
         norm.eps,
         negative_slope,
+        norm.num_batches_tracked,
     )
 
 

@@ -57,9 +57,6 @@ class ConvStack2d(torch.nn.Sequential):
                 assert step[0].norm is not None
                 x = apply_norm(step[0].norm, x, _slope(step[0].activation))
             else:
-                for block in step:  # before any of them counts the batch
-                    if block.norm is not None:
-                        block.norm._check_input_dim(x)
                 x = ops.conv_stack(x, [_arguments(block) for block in step], training=self.training)
         return x
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,10 +16,10 @@ from genimg.backends import (
     Op,
     choose,
     is_below,
+    needs_reference,
     not_measured,
     recompute_grads,
     refuse_dtype,
-    refuse_transforms,
 )
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.reference.batch_norm_act import CASES
@@ -40,9 +42,10 @@ def batch_norm_act(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float = 0.1,
+    momentum: float | None = 0.1,
     eps: float = 1e-5,
     negative_slope: float = 0.01,
+    num_batches_tracked: Tensor | None = None,
     *,
     backend: str | None = None,
 ) -> Tensor:
@@ -62,8 +65,11 @@ def batch_norm_act(
         running_mean, running_var: ``[C]``, written in training; None keeps none.
         weight, bias: gamma and beta, ``[C]``, or None for 1 and 0. They and the statistics may be
             float32 beside an ``x`` of a half dtype.
-        training, momentum, eps: as :func:`torch.nn.functional.batch_norm`'s.
+        training, eps: as :func:`torch.nn.functional.batch_norm`'s.
+        momentum: the same, or None for ``1 / num_batches_tracked``, the average of all batches.
         negative_slope: of the activation.
+        num_batches_tracked: an integer, counted up in training when the statistics are updated;
+            None counts nothing.
         backend: see :func:`genimg.backends.choose`.
 
     Returns:
@@ -101,19 +107,15 @@ def batch_norm_act(
         momentum,
         eps,
         negative_slope,
+        num_batches_tracked,
     )
     name = choose(BATCH_NORM_ACT, backend, *args)
     if name == REFERENCE:
         return reference.batch_norm_act(*args)
     _check_training_size(x, training)
-    y, mean, var = _BatchNormAct.apply(
-        x, weight, bias, running_mean, running_var, training, eps, float(negative_slope), name
-    )
-    if training and running_mean is not None and running_var is not None:
-        # lerp: running + momentum * (batch - running).
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_(var.to(running_var.dtype), momentum)
-    return y
+    state = (running_mean, running_var, num_batches_tracked)
+    options = (training, momentum, eps, float(negative_slope))
+    return _BatchNormAct.apply(x, weight, bias, *state, *options, name)
 
 
 def _check_training_size(x: Tensor, training: bool) -> None:
@@ -122,6 +124,47 @@ def _check_training_size(x: Tensor, training: bool) -> None:
             "batch_norm_act: expected more than 1 value per channel when training, but got x of "
             f"shape {tuple(x.shape)}"
         )
+
+
+def track(
+    running: Sequence[Tensor | None],
+    num_batches_tracked: Tensor | None,
+    batch: Sequence[Tensor],
+    momentum: float | None,
+) -> None:
+    """Count a batch, and take its mean and unbiased variance into the running ones.
+
+    It belongs behind the kernel, for a refused call changes nothing, and into the forward of the
+    ``autograd.Function``, for checkpointing without reentry ends a recomputation where the last
+    tensor is saved.
+    """
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
+    weight: float | Tensor = 0.0 if momentum is None else momentum
+    if momentum is None and num_batches_tracked is not None:
+        weight = num_batches_tracked.double().reciprocal()
+    for statistic, of_batch in zip(running, batch, strict=True):
+        if statistic is not None:
+            with _same_version(statistic):
+                _blend(statistic, of_batch, weight)
+
+
+def _same_version(x: Tensor) -> AbstractContextManager[None]:
+    """Write to ``x`` unnoticed, as torch's batch norm does: a backward of eval mode may hold it."""
+    if torch.compiler.is_compiling() or x.is_inference():
+        return nullcontext()
+    return torch.autograd._unsafe_preserve_version_counter((x,))
+
+
+def _blend(running: Tensor, batch: Tensor, weight: float | Tensor) -> None:
+    """``(1 - weight) running + weight batch``.
+
+    Not ``lerp_``: its ``running + weight (batch - running)`` makes NaN of an Inf that has entered.
+    """
+    if isinstance(weight, Tensor):
+        running.mul_(1 - weight).add_(batch * weight)
+    else:
+        running.mul_(1 - weight).add_(batch, alpha=weight)
 
 
 class _BatchNormAct(torch.autograd.Function):
@@ -133,26 +176,29 @@ class _BatchNormAct(torch.autograd.Function):
         bias: Tensor | None,
         running_mean: Tensor | None,
         running_var: Tensor | None,
+        num_batches_tracked: Tensor | None,
         training: bool,
+        momentum: float | None,
         eps: float,
         negative_slope: float,
         backend: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Tensor:
         y, mean, rstd, var = BATCH_NORM_ACT.by_backend[backend].fwd(
             x, weight, bias, running_mean, running_var, training, eps, negative_slope
         )
+        if training:
+            track((running_mean, running_var), num_batches_tracked, (mean, var), momentum)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.mark_non_differentiable(mean, var)
         ctx.options = (training, eps, negative_slope)
         ctx.backend = backend
-        return y, mean, var
+        return y
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
         training, eps, negative_slope = ctx.options
         needs_grad = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():  # create_graph=True
+        if needs_reference(grad_y):
 
             def again(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
                 if training:
@@ -175,7 +221,7 @@ class _BatchNormAct(torch.autograd.Function):
                 grad_weight.to(weight.dtype) if needs_grad[1] else None,
                 grad_bias.to(bias.dtype) if needs_grad[2] else None,
             )
-        return *grads, None, None, None, None, None, None
+        return *grads, *(None,) * 8
 
     @staticmethod
     def kinks(ctx: Any, y: Tensor) -> list[Kink]:
@@ -239,16 +285,12 @@ def _why_not_cpu(
     running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    negative_slope: float,
+    *_: Any,
 ) -> str | None:
     return (
         _native.why_not()
         or refuse_dtype(x, (torch.float32, torch.bfloat16))
-        or refuse_transforms()
-        or _refuse_parameters(x, running_mean, running_var, weight, bias)
+        or refuse_norm(x, x.shape[1], running_mean, running_var, weight, bias)
     )
 
 
@@ -258,16 +300,12 @@ def _why_not_cuda(
     running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    negative_slope: float,
+    *_: Any,
 ) -> str | None:
     return (
         _native.why_not_cuda()
         or refuse_dtype(x, (torch.float32, torch.bfloat16, torch.float16))
-        or refuse_transforms()
-        or _refuse_parameters(x, running_mean, running_var, weight, bias)
+        or refuse_norm(x, x.shape[1], running_mean, running_var, weight, bias)
         or _refuse_size(x)
     )
 
@@ -298,16 +336,12 @@ def _why_not_triton(
     running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    negative_slope: float,
+    *_: Any,
 ) -> str | None:
     return (
         triton_runtime.why_not(x)
         or refuse_dtype(x, (torch.float32, torch.bfloat16, torch.float16))
-        or refuse_transforms()
-        or _refuse_parameters(x, running_mean, running_var, weight, bias)
+        or refuse_norm(x, x.shape[1], running_mean, running_var, weight, bias)
     )
 
 
@@ -323,13 +357,27 @@ def _triton_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return kernel.batch_norm_act_bwd(*args)
 
 
-def _refuse_parameters(x: Tensor, *parameters: Tensor | None) -> str | None:
-    for parameter in parameters:
-        if parameter is not None and (
-            tuple(parameter.shape) != (x.shape[1],) or parameter.device != x.device
-        ):
+def refuse_norm(
+    x: Tensor,
+    channels: int,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> str | None:
+    """Why no kernel can serve a norm of ``channels`` of ``x``'s dtype and device."""
+    if (running_mean is None) != (running_var is None):
+        return "one running statistic without the other is PyTorch's to refuse"
+    for parameter in (running_mean, running_var, weight, bias):
+        if parameter is None:
+            continue
+        if tuple(parameter.shape) != (channels,) or parameter.device != x.device:
             shape = tuple(parameter.shape)
             return f"a parameter of shape {shape} on {parameter.device} does not fit"
+        if parameter.dtype not in (x.dtype, torch.float32):
+            return f"a parameter of {parameter.dtype} for {x.dtype} is PyTorch's to refuse"
+    if any(s is not None and s.requires_grad for s in (running_mean, running_var)):
+        return "running statistics that require gradients are PyTorch's to refuse"
     return None
 
 

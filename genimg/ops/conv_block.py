@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from genimg.ops.batch_norm_act import refuse_norm
 from genimg.ops.checks import check_channels, check_together
 from genimg.ops.convolution import Geometry, pair
 from genimg.reference.conv_stack import Activation, BatchNorm, ConvBlock, Direction
@@ -17,7 +18,7 @@ Layout = tuple[tuple[int, ...], tuple[float, ...]]
 """Nine integers and two numbers a block, in the order of :func:`flatten`."""
 
 
-def flatten(blocks: Sequence[ConvBlock]) -> tuple[list[Tensor | None], Layout]:
+def flatten(blocks: Sequence[ConvBlock], training: bool) -> tuple[list[Tensor | None], Layout]:
     """Parameters, integers and numbers of the blocks, as a kernel's op takes them."""
     parameters: list[Tensor | None] = []
     options: list[int] = []
@@ -34,7 +35,7 @@ def flatten(blocks: Sequence[ConvBlock]) -> tuple[list[Tensor | None], Layout]:
         options.append(block.direction is Direction.UP)
         for option in (block.stride, block.padding, block.output_padding):
             options += pair(option)
-        options.append(0 if norm is None else 2 if norm.training is False else 1)
+        options.append(0 if norm is None else 1 if norm.takes_statistics(training) else 2)
         options.append(_ACTIVATIONS.index(block.activation))
         numbers += [0.0 if norm is None else norm.eps, float(block.negative_slope)]
     return parameters, (tuple(options), tuple(numbers))
@@ -60,9 +61,7 @@ def restore(parameters: Sequence[Tensor | None], layout: Layout) -> list[ConvBlo
                 (pairs[0], pairs[1]),
                 (pairs[2], pairs[3]),
                 (pairs[4], pairs[5]),
-                norm=BatchNorm(mean, var, gamma, beta, 0.0, eps, False if norm == 2 else None)
-                if norm
-                else None,
+                norm=BatchNorm(mean, var, gamma, beta, 0.0, eps, norm == 1) if norm else None,
                 activation=_ACTIVATIONS[activation],
                 negative_slope=negative_slope,
             )
@@ -146,16 +145,12 @@ def _refuse_block(
         return f"a bias of {block.bias.dtype} for a weight of {block.weight.dtype} is not served"
     if norm is None:
         return None
-    taking = training and norm.training is not False
+    taking = norm.takes_statistics(training)
     if taking and shape[0] * shape[2] * shape[3] == 1:
         return "a batch norm over one value per channel is PyTorch's to refuse"
     if not taking and (norm.running_mean is None or norm.running_var is None):
         return "no running statistics outside training: PyTorch's to refuse"
     if not norm.eps > 0:
         return f"eps={norm.eps} is PyTorch's to refuse"
-    for parameter in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
-        if parameter is not None and (
-            tuple(parameter.shape) != (shape[1],) or parameter.device != block.weight.device
-        ):
-            return f"a parameter of shape {tuple(parameter.shape)} does not fit"
-    return None
+    statistics = (norm.running_mean, norm.running_var)
+    return refuse_norm(block.weight, shape[1], *statistics, norm.weight, norm.bias)

@@ -16,13 +16,13 @@ from genimg.backends import (
     Op,
     asked_for,
     choose,
+    needs_reference,
     not_measured,
     recompute_grads,
     refuse_dtype,
-    refuse_transforms,
 )
 from genimg.kernels.triton import runtime as triton_runtime
-from genimg.ops.batch_norm_act import batch_norm_act
+from genimg.ops.batch_norm_act import batch_norm_act, track
 from genimg.ops.conv2d import conv2d
 from genimg.ops.conv_block import (
     PARAMETERS,
@@ -81,7 +81,8 @@ def conv_stack(
     Args:
         x: ``[N, C, H, W]``, any strides, any floating dtype.
         blocks: of :class:`ConvBlock`, whose weights have their own op's layout; at least one.
-        training: of every batch norm that does not say its own; running statistics are written.
+        training: of every batch norm that does not say its own. Running statistics and counters are
+            written once the kernels have succeeded.
         backend: see :func:`genimg.backends.choose`.
 
     Returns:
@@ -119,17 +120,20 @@ def conv_stack(
             layers = Layers(conv2d, conv_transpose2d, batch_norm_act)
             return layer_by_layer(x, blocks, training, layers)
         return reference.conv_stack(x, blocks, training=training)
-    parameters, layout = flatten(blocks)
+    parameters, layout = flatten(blocks, training)
+    # A batch norm's own mode is in the layout, which the kernels follow in a stack that trains.
+    training = any(
+        block.norm is not None and block.norm.takes_statistics(training) for block in blocks
+    )
+    momenta = tuple(None if block.norm is None else block.norm.momentum for block in blocks)
+    counters = [None if block.norm is None else block.norm.num_batches_tracked for block in blocks]
     keep = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, *parameters)
     )
     if keep:
-        y, *statistics = _ConvStack.apply(x, name, layout, training, *parameters)
-    else:
-        y, statistics = CONV_STACK.by_backend[name].fwd(x, parameters, *layout, training, False)
-        statistics = _batch_statistics(statistics, len(blocks))
-    if training:
-        _update(blocks, statistics)
+        return _ConvStack.apply(x, name, layout, training, momenta, *parameters, *counters)
+    y, kept = CONV_STACK.by_backend[name].fwd(x, parameters, *layout, training, False)
+    _track(kept, layout, momenta, parameters, counters)
     return y
 
 
@@ -143,22 +147,19 @@ def _autocast(x: Tensor, blocks: Sequence[ConvBlock]) -> Sequence[ConvBlock]:
     ]
 
 
-def _batch_statistics(kept: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Mean and variance of every block, empty where its batch norm did not take any."""
-    return [*kept[count : 2 * count], *kept[3 * count : 4 * count]]
-
-
-def _update(blocks: Sequence[ConvBlock], statistics: Sequence[Tensor]) -> None:
-    for block, mean, var in zip(
-        blocks, statistics[: len(blocks)], statistics[len(blocks) :], strict=True
-    ):
-        norm = block.norm
-        if norm is None or norm.training is False:
-            continue
-        if norm.running_mean is not None and norm.running_var is not None:
-            # lerp: running + momentum * (batch - running).
-            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-            norm.running_var.lerp_(var.to(norm.running_var.dtype), norm.momentum)
+def _track(
+    kept: Sequence[Tensor],
+    layout: Layout,
+    momenta: Sequence[float | None],
+    parameters: Sequence[Tensor | None],
+    counters: Sequence[Tensor | None],
+) -> None:
+    """Take the batch into the running statistics of every norm that took the batch's own."""
+    count = len(momenta)
+    for b, momentum in enumerate(momenta):
+        if layout[0][9 * b + 7] == 1:
+            running = parameters[PARAMETERS * b + TRAINED : PARAMETERS * (b + 1)]
+            track(running, counters[b], (kept[count + b], kept[3 * count + b]), momentum)
 
 
 class _ConvStack(torch.autograd.Function):
@@ -169,34 +170,35 @@ class _ConvStack(torch.autograd.Function):
         backend: str,
         layout: Layout,
         training: bool,
-        *parameters: Tensor | None,
-    ) -> tuple[Tensor, ...]:
+        momenta: tuple[float | None, ...],
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        count = len(momenta)
+        parameters, counters = tensors[: PARAMETERS * count], tensors[PARAMETERS * count :]
         y, kept = CONV_STACK.by_backend[backend].fwd(x, parameters, *layout, training, True)
-        count = len(layout[1]) // 2
+        _track(kept, layout, momenta, parameters, counters)
         trained = [p for i, p in enumerate(parameters) if i % PARAMETERS < TRAINED]
         # The fourth quarter is for the running statistics alone; what follows is the backend's own.
         kept_for_backward = (*kept[: 3 * count], *kept[4 * count :])
         output = y if _keeps_output(layout) else None
         ctx.save_for_backward(x, output, *trained, *kept_for_backward)
         ctx.call = (backend, layout, training)
-        statistics = _batch_statistics(kept, count)
-        ctx.mark_non_differentiable(*statistics)
-        return y, *statistics
+        return y
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         backend, layout, training = ctx.call
         x, y, *saved = ctx.saved_tensors
         count = len(layout[1]) // 2
         kept = saved[TRAINED * count :]
         asked = asked_for(ctx)
-        needs_x, needs = asked[0], asked[4:]
+        needs_x, needs = asked[0], asked[5 : 5 + PARAMETERS * count]
         parameters: list[Tensor | None] = []
         for b in range(count):
             parameters += [*saved[TRAINED * b : TRAINED * (b + 1)], None, None]
-        if torch.is_grad_enabled():  # create_graph=True
+        if needs_reference(grad_y):
             grads = _recompute(x, parameters, layout, training, kept, grad_y, (needs_x, *needs))
-            return grads[0], None, None, None, *grads[1:]
+            return grads[0], *(None,) * 4, *grads[1:], *(None,) * count
         needed = [
             sum(
                 bit
@@ -218,7 +220,7 @@ class _ConvStack(torch.autograd.Function):
                 parameter = parameters[PARAMETERS * b + i]
                 wanted = parameter is not None and needs[PARAMETERS * b + i]
                 given.append(found[TRAINED * b + i].to(parameter.dtype) if wanted else None)  # type: ignore[union-attr]
-        return grad_x if needs_x else None, None, None, None, *given
+        return grad_x if needs_x else None, *(None,) * 4, *given, *(None,) * count
 
     @staticmethod
     def kinks(ctx: Any, y: Tensor) -> list[Kink]:
@@ -261,7 +263,7 @@ def _recompute(
     statistics = list(parameters)
     for b in range(count):
         norm, eps = layout[0][9 * b + 7], layout[1][2 * b]
-        if norm == 2 or (norm == 1 and not training):
+        if norm == 2:
             # As they were: the running statistics may have changed since.
             mean, rstd = kept[count + b], kept[2 * count + b]
             statistics[PARAMETERS * b + 4 : PARAMETERS * (b + 1)] = [mean, rstd**-2 - eps]
@@ -397,7 +399,6 @@ def _why_not_cpu(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str 
         _native.why_not()
         or refuse_dtype(x, (torch.float32, torch.bfloat16))
         or refuse_blocks(x, blocks, training, refuse_native)
-        or refuse_transforms()
     )
 
 
@@ -406,7 +407,6 @@ def _why_not_cuda(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str
         _native.why_not_cuda()
         or refuse_dtype(x, (torch.float32, torch.bfloat16, torch.float16))
         or refuse_blocks(x, blocks, training, refuse_native)
-        or refuse_transforms()
     )
 
 
@@ -415,7 +415,6 @@ def _why_not_triton(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> s
         triton_runtime.why_not(x)
         or refuse_dtype(x, TRITON_DTYPES)
         or refuse_blocks(x, blocks, training, refuse_on_triton)
-        or refuse_transforms()
     )
 
 

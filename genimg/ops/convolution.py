@@ -15,10 +15,10 @@ from genimg.backends import (
     Impl,
     asked_for,
     is_below,
+    needs_reference,
     not_measured,
     recompute_grads,
     refuse_dtype,
-    refuse_transforms,
 )
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.reference.conv2d import IntOrPair
@@ -68,7 +68,7 @@ class Convolve(torch.autograd.Function):
         op, backend, options = ctx.call
         needs_x, needs_weight, needs_bias = asked_for(ctx)[:3]
         grad_bias = grad_y.sum((0, 2, 3)) if needs_bias else None
-        if torch.is_grad_enabled():  # create_graph=True
+        if needs_reference(grad_y):
             grad_x, grad_weight = recompute_grads(
                 lambda x, weight: OPS[op].reference(x, weight, None, *options),
                 (x, weight),
@@ -113,7 +113,6 @@ def _why_not_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
         _native.why_not()
         or refuse_dtype(x, (torch.float32, torch.bfloat16))
         or refuse_native(x.shape, x.dtype, weight, geometry)
-        or refuse_transforms()
     )
 
 
@@ -123,7 +122,6 @@ def _why_not_triton(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None
         triton_runtime.why_not(x)
         or refuse_dtype(x, TRITON_DTYPES)
         or refuse_on_triton(x.shape, x.dtype, weight, geometry)
-        or refuse_transforms()
     )
 
 
@@ -133,7 +131,6 @@ def _why_not_cuda(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
         _native.why_not_cuda()
         or refuse_dtype(x, (torch.float32, torch.bfloat16, torch.float16))
         or refuse_native(x.shape, x.dtype, weight, geometry)
-        or refuse_transforms()
     )
 
 

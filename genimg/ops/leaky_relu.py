@@ -13,9 +13,9 @@ from genimg.backends import (
     Impl,
     Op,
     choose,
+    needs_reference,
     recompute_grads,
     refuse_dtype,
-    refuse_transforms,
 )
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.reference.leaky_relu import CASES
@@ -77,7 +77,7 @@ class _LeakyReLU(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         args = (x, ctx.negative_slope)
-        if torch.is_grad_enabled():  # create_graph=True
+        if needs_reference(grad_y):
             grads = recompute_grads(reference.leaky_relu, args, (grad_y,), (True, False))
             return *grads, None
         return LEAKY_RELU.by_backend[ctx.backend].bwd(grad_y, *args), None, None
@@ -109,12 +109,7 @@ def _refuse_inplace(inplace: bool) -> str | None:
 
 
 def _why_not_cuda(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
-    return (
-        _native.why_not_cuda()
-        or refuse_dtype(x, _HALF_AND_SINGLE)
-        or _refuse_inplace(inplace)
-        or refuse_transforms()
-    )
+    return _native.why_not_cuda() or refuse_dtype(x, _HALF_AND_SINGLE) or _refuse_inplace(inplace)
 
 
 def _why_not_cpu(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
@@ -122,16 +117,12 @@ def _why_not_cpu(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
         _native.why_not()
         or refuse_dtype(x, (torch.float32, torch.bfloat16))
         or _refuse_inplace(inplace)
-        or refuse_transforms()
     )
 
 
 def _why_not_triton(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
     return (
-        triton_runtime.why_not(x)
-        or refuse_dtype(x, _HALF_AND_SINGLE)
-        or _refuse_inplace(inplace)
-        or refuse_transforms()
+        triton_runtime.why_not(x) or refuse_dtype(x, _HALF_AND_SINGLE) or _refuse_inplace(inplace)
     )
 
 

@@ -13,10 +13,10 @@ from genimg.backends import (
     Impl,
     Op,
     choose,
+    needs_reference,
     not_measured,
     recompute_grads,
     refuse_dtype,
-    refuse_transforms,
 )
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.ops.checks import check_together
@@ -99,7 +99,7 @@ class _ReparamKL(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
         mu, logvar, seed = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
+        if needs_reference(grad_z, grad_kl):
             needs_grad = (*ctx.needs_input_grad[:2], False)
             grads = recompute_grads(
                 reparam_kl_of_seed, (mu, logvar, seed), (grad_z, grad_kl), needs_grad
@@ -152,7 +152,6 @@ def _refuse(
         refuse_dtype(mu, dtypes)
         or refuse_dtype(logvar, (mu.dtype,))
         or (None if sample else "sample=False: there is no noise to fuse")
-        or refuse_transforms()
     )
 
 
@@ -164,7 +163,6 @@ def _why_not_triton(
         or refuse_dtype(mu, (torch.float32, torch.bfloat16, torch.float16))
         or refuse_dtype(logvar, (mu.dtype,))
         or (None if sample else "sample=False: there is no noise to fuse")
-        or refuse_transforms()
     )
 
 

@@ -36,16 +36,22 @@ class Activation(enum.Enum):
 class BatchNorm:
     """A block's batch norm: :func:`genimg.ops.batch_norm_act`'s tensors and numbers.
 
-    ``training`` None follows the stack's; False freezes this one to its running statistics.
+    ``training`` None follows the stack's; else True takes the batch's statistics, False the running
+    ones.
     """
 
     running_mean: Tensor | None
     running_var: Tensor | None
     weight: Tensor | None = None
     bias: Tensor | None = None
-    momentum: float = 0.1
+    momentum: float | None = 0.1
     eps: float = 1e-5
     training: bool | None = None
+    num_batches_tracked: Tensor | None = None
+
+    def takes_statistics(self, training: bool) -> bool:
+        """Whether it is by the batch's statistics, in a stack of mode ``training``."""
+        return training if self.training is None else self.training
 
 
 @dataclass(frozen=True)
@@ -133,10 +139,11 @@ def layer_by_layer(
             norm.running_var,
             norm.weight,
             norm.bias,
-            training if norm.training is None else norm.training,
+            norm.takes_statistics(training),
             norm.momentum,
             norm.eps,
             block.negative_slope if leaky else 1.0,
+            norm.num_batches_tracked,
         )
         if not leaky:
             x = _activate(x, block)

@@ -41,7 +41,8 @@ struct Moments {
       const float delta = other[1 + s] - mean[s];
       mean[s] +=
           is_finite(delta) ? delta * share : other[1 + s];  // Inf stays, and is not Inf - Inf
-      m2[s] += other[1 + kSlots + s] + delta * delta * (count * share);
+      // Without an own count the product is 0; of an overflowing square it would be Inf * 0.
+      m2[s] += other[1 + kSlots + s] + delta * (delta * (count * share));
     }
     count = total;
   }

@@ -60,12 +60,12 @@ def _merge(partial_ptr, first, last, rows, channels, c, BLOCK_ROWS: tl.constexpr
         # What rounding has left of the mean, in the values about it.
         rest = tl.sum(counts * apart, 0) / tl.maximum(block_count, 1.0)
         block_mean += rest
-        block_squares -= block_count * rest * rest
+        block_squares -= tl.where(block_squares < float("inf"), block_count * rest * rest, 0.0)
         total = count + block_count
         delta = block_mean - mean
         share = block_count / tl.maximum(total, 1.0)
         mean += delta * share
-        squares += block_squares + delta * delta * count * share
+        squares += block_squares + delta * (delta * (count * share))  # of no count: 0, not Inf * 0
         count = total
     return count, mean, squares
 
