@@ -62,6 +62,10 @@ class BackendError(RuntimeError):
     """A backend was named that cannot serve the call; the message is its ``why_not`` sentence."""
 
 
+class InvalidCall(str):
+    """A reason that holds for every backend: PyTorch takes the call, and raises its own error."""
+
+
 def _no_reason(*args: Any) -> str | None:
     return None
 
@@ -187,6 +191,8 @@ def choose(op: Op, backend: str | None, *args: Any) -> str:
         reason = op.why_not(name, *args)
         if reason is None:
             return name
+        if isinstance(reason, InvalidCall):
+            return REFERENCE
         reasons.append(f"{name}: {reason}")
     raise BackendError(f"{op.name} cannot run as asked. " + "; ".join(reasons))
 

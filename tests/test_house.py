@@ -199,7 +199,7 @@ def test_every_file_of_ops_is_an_op():
         assert stems(f"genimg/{folder}") - others == set(OPS)
     assert stems("csrc", "*.cpp") - GLUE_OF_SEVERAL <= set(OPS)
     tests = {stem.removeprefix("test_") for stem in stems("tests/ops", "test_*.py")}
-    assert tests - {"contract"} == set(OPS)
+    assert tests - {"contract", "refusals"} == set(OPS)
     benchmarks = {stem.removeprefix("bench_") for stem in stems("benchmarks", "bench_*.py")}
     assert benchmarks - {"models"} == set(OPS)
 

@@ -20,6 +20,7 @@ from genimg.backends import (
     refuse_transforms,
 )
 from genimg.kernels.triton import runtime as triton_runtime
+from genimg.ops.checks import goes_to_torch
 from genimg.reference.batch_norm_act import CASES
 from genimg.testing.kinks import Kink, affine_kink
 
@@ -72,24 +73,21 @@ def batch_norm_act(
     Kept for backward: ``x``, mean, rstd, the parameters (the reference also keeps ``z``).
 
     Raises:
-        ValueError: training on a single value per channel; ``eps`` not positive.
-        RuntimeError: shapes do not fit; no running statistics outside training.
+        TypeError: ``x`` is no tensor; as torch's, for other arguments.
+        ValueError, IndexError: as torch's: training on a single value per channel, ``eps`` not
+            positive, an ``x`` of less than two dimensions.
+        RuntimeError: shapes or dtypes do not fit; no running statistics outside training; running
+            statistics that require gradients, as torch's.
         BackendError: the named backend cannot serve the call.
 
     Source: Ioffe, Szegedy, "Batch normalization", 2015, algorithms 1 and 2.
     """
-    if not eps > 0:
-        raise ValueError(f"batch_norm_act: expected eps above 0, but got {eps}")
+    if not isinstance(x, Tensor) and not hasattr(x, "__torch_function__"):
+        raise TypeError(f"batch_norm_act: expected x to be a Tensor, but got {type(x).__name__}")
     if not training and (running_mean is None or running_var is None):
         raise RuntimeError(
             "batch_norm_act: expected running_mean and running_var, since training=False, "
             "but got None"
-        )
-    if not isinstance(x, Tensor):
-        raise TypeError(f"batch_norm_act: expected x to be a Tensor, but got {type(x).__name__}")
-    if x.dim() < 2:
-        raise ValueError(
-            f"batch_norm_act: expected x of shape [N, C, ...], but got {tuple(x.shape)}"
         )
     args = (
         x,
@@ -102,6 +100,15 @@ def batch_norm_act(
         eps,
         negative_slope,
     )
+    if (
+        goes_to_torch((x,), (running_mean, running_var, weight, bias), (), (momentum, eps))
+        or not isinstance(negative_slope, (int, float))
+        or type(training) is not bool
+        or x.dim() < 2
+        or not eps > 0
+        or needs_gradients(running_mean, running_var)
+    ):
+        return reference.batch_norm_act(*args)
     name = choose(BATCH_NORM_ACT, backend, *args)
     if name == REFERENCE:
         return reference.batch_norm_act(*args)
@@ -114,6 +121,27 @@ def batch_norm_act(
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         running_var.lerp_(var.to(running_var.dtype), momentum)
     return y
+
+
+def needs_gradients(running_mean: Tensor | None, running_var: Tensor | None) -> bool:
+    """Whether a running statistic asks for a gradient, which PyTorch refuses."""
+    return torch.is_grad_enabled() and any(
+        statistic is not None and statistic.requires_grad
+        for statistic in (running_mean, running_var)
+    )
+
+
+def refuse_norm_dtypes(dtype: torch.dtype, parameters: tuple[Tensor | None, ...]) -> str | None:
+    """Why the parameters and statistics of a norm of a ``dtype`` input have the wrong dtypes.
+
+    PyTorch takes those of the input, or float32 for an input of a half dtype; one for all.
+    """
+    found = {parameter.dtype for parameter in parameters if parameter is not None}
+    wide = dtype in (torch.bfloat16, torch.float16) and found == {torch.float32}
+    if not found or wide or found == {dtype}:
+        return None
+    names = ", ".join(sorted(str(each).removeprefix("torch.") for each in found))
+    return f"parameters of {names} for an input of {str(dtype).removeprefix('torch.')}"
 
 
 def _check_training_size(x: Tensor, training: bool) -> None:
@@ -330,7 +358,7 @@ def _refuse_parameters(x: Tensor, *parameters: Tensor | None) -> str | None:
         ):
             shape = tuple(parameter.shape)
             return f"a parameter of shape {shape} on {parameter.device} does not fit"
-    return None
+    return refuse_norm_dtypes(x.dtype, parameters)
 
 
 BATCH_NORM_ACT = Op(
