@@ -122,7 +122,7 @@ def test_refuses_as_torch(layer, shape):
 def test_batch_norm_act():
     fused = genimg.nn.BatchNormAct2d(3, 1e-3, 0.01, negative_slope=0.3)
     plain = torch.nn.Sequential(torch.nn.BatchNorm2d(3, 1e-3, 0.01), torch.nn.LeakyReLU(0.3))
-    plain[0].load_state_dict(fused.state_dict())
+    plain.load_state_dict(fused.state_dict())
     x = torch.randn(4, 3, 5, 5)
     torch.testing.assert_close(fused(x), plain(x))
     torch.testing.assert_close(fused.eval()(x), plain.eval()(x))
