@@ -111,8 +111,8 @@ def test_slices_and_edits():
         each.append(nn.Conv2d(3, 3, 1, bias=False))
         each.insert(1, nn.Identity())
         each.extend([nn.Tanh()])
-        each.pop(5)
-        del each[4]
+        each.pop(8)
+        del each[6]
         torch.manual_seed(2)
         each.apply(by_name)
     assert_same(model, plain)
