@@ -115,6 +115,8 @@ class Op:
         impl = self.by_backend.get(backend)
         if impl is None:
             return f"{self.name} has no {backend} kernel"
+        if not isinstance(args[0], Tensor):
+            return "the input is no tensor"
         device = args[0].device
         if device.type not in impl.devices:
             served = " or ".join(impl.devices)

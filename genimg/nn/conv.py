@@ -1,7 +1,5 @@
 """Drop-in convolution layers."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Sequentials that run their convolution blocks and batch norms fused."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass

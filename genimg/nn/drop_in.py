@@ -1,4 +1,8 @@
-"""When a drop-in layer computes by genimg's op, and when torch's own forward runs instead."""
+"""When a drop-in layer computes by genimg's op, and when torch's own forward runs instead.
+
+The files of layers have no ``from __future__ import annotations``: ``torch.fx`` copies a forward's
+annotations into the code of its graph, where a string is an error when it is pickled.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Drop-in LeakyReLU."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The stochastic layer of a VAE."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.fx import Proxy
