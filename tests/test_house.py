@@ -39,6 +39,7 @@ NOT_OPS = {
     "ops": {"__init__", "checks", "conv_block", "convolution", "flops"},
     "reference": {"__init__"},
 }
+TESTS_OF_ALL_OPS = {"contract", "flops", "opcheck", "refusals", "second_derivatives"}
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "pyproject.toml").exists(), reason="not run from a source tree"
@@ -202,7 +203,7 @@ def test_every_file_of_ops_is_an_op():
         assert stems(f"genimg/{folder}") - others == set(OPS)
     assert stems("csrc", "*.cpp") - GLUE_OF_SEVERAL <= set(OPS)
     tests = {stem.removeprefix("test_") for stem in stems("tests/ops", "test_*.py")}
-    assert tests - {"contract", "flops", "refusals"} == set(OPS)
+    assert tests - TESTS_OF_ALL_OPS == set(OPS)
     benchmarks = {stem.removeprefix("bench_") for stem in stems("benchmarks", "bench_*.py")}
     assert benchmarks - {"models"} == set(OPS)
 
