@@ -19,10 +19,14 @@ _DOWN = (torch.nn.Conv2d, Conv2d)
 _UP = (torch.nn.ConvTranspose2d, ConvTranspose2d)
 _NORM = (torch.nn.BatchNorm2d, BatchNorm2d)
 _LEAKY = (torch.nn.LeakyReLU, LeakyReLU)
-_ACTIVATION = (*_LEAKY, torch.nn.ReLU, torch.nn.Tanh, torch.nn.Sigmoid)
 _SERVED: tuple[tuple[type[torch.nn.Module], ...], ...] = (
-    *(_DOWN, _UP, _NORM, _LEAKY),
-    *((torch.nn.ReLU,), (torch.nn.Tanh,), (torch.nn.Sigmoid,)),
+    _DOWN,
+    _UP,
+    _NORM,
+    _LEAKY,
+    (torch.nn.ReLU,),
+    (torch.nn.Tanh,),
+    (torch.nn.Sigmoid,),
 )
 # The torch class behind each, and its forward as it is when genimg is imported.
 _FORWARDS: dict[type, tuple[type[torch.nn.Module], Any]] = {

@@ -27,17 +27,23 @@ _KINDS: dict[type[torch.nn.Module], str | None] = {
 }
 
 
+def _torchs(kind: type[torch.nn.Module], name: str) -> object:
+    """A method of ``kind``, or nothing's equal where it was replaced before genimg was imported."""
+    method = getattr(kind, name)
+    return method if str(method.__module__).startswith("torch.") else object()
+
+
 def _helpers_of(kind: type[torch.nn.Module]) -> dict[str, object]:
     """The private methods of a class below nn.Module: ``_conv_forward`` and its like."""
     names = {name for name in set(dir(kind)) - set(dir(torch.nn.Module)) if name[:2] != "__"}
-    return {name: getattr(kind, name) for name in sorted(names) if name[0] == "_"}
+    return {name: _torchs(kind, name) for name in sorted(names) if name[0] == "_"}
 
 
 # As they are when genimg is imported: programs replace them on an instance, in a subclass or on
 # torch's class itself; counters of operations replace the functions.
 _FUNCTIONS = {name: getattr(F, name) for name in _KINDS.values() if name is not None}
 _HELPERS = {kind: _helpers_of(kind) for kind in _KINDS}
-_FORWARDS = {kind: kind.forward for kind in _KINDS}
+_FORWARDS = {kind: _torchs(kind, "forward") for kind in _KINDS}
 _CALL = torch.nn.Module.__call__
 _CALL_PATH = ("forward", "_call_impl", "_wrapped_call_impl", "_slow_forward")
 

@@ -1,6 +1,8 @@
 """A method that a program has replaced runs: in a fused Sequential and alone, set at any time."""
 
 import copy
+import subprocess
+import sys
 from types import MethodType
 
 import pytest
@@ -171,6 +173,22 @@ def test_functions_of_torch(kind, name, place, monkeypatch):
     expected = len(calls)
     model(torch.randn(2, 3, 8, 8))
     assert len(calls) == 2 * expected > 0
+
+
+def test_before_genimg_is_imported():
+    script = """
+import torch
+original = torch.nn.Conv2d.forward
+torch.nn.Conv2d.forward = lambda self, x: original(self, x) + 1
+import genimg
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3), torch.nn.ReLU())
+x = torch.randn(1, 3, 8, 8)
+expected = model(x)
+genimg.convert(model)
+assert torch.equal(model(x), expected)
+assert torch.equal(model[0](x), original(model[0], x) + 1)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_in_a_subclass_of_ours():
