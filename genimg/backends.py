@@ -64,6 +64,10 @@ class BackendError(RuntimeError):
     """A backend was named that cannot serve the call; the message is its ``why_not`` sentence."""
 
 
+class InvalidCall(str):
+    """A reason that holds for every backend: PyTorch takes the call, and raises its own error."""
+
+
 def _no_reason(*args: Any) -> str | None:
     return None
 
@@ -113,6 +117,8 @@ class Op:
         impl = self.by_backend.get(backend)
         if impl is None:
             return f"{self.name} has no {backend} kernel"
+        if not isinstance(args[0], Tensor):
+            return "the input is no tensor"
         device = args[0].device
         if device.type not in impl.devices:
             served = " or ".join(impl.devices)
@@ -189,6 +195,8 @@ def choose(op: Op, backend: str | None, *args: Any) -> str:
         reason = op.why_not(name, *args)
         if reason is None:
             return name
+        if isinstance(reason, InvalidCall):
+            return REFERENCE
         reasons.append(f"{name}: {reason}")
     raise BackendError(f"{op.name} cannot run as asked. " + "; ".join(reasons))
 

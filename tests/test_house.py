@@ -35,8 +35,10 @@ GLUE_OF_SEVERAL = {
     "read_image",
     "scratch",
 }
-NOT_OPS = {"ops": {"__init__", "checks", "conv_block", "convolution"}, "reference": {"__init__"}}
-
+NOT_OPS = {
+    "ops": {"__init__", "checks", "conv_block", "convolution", "flops"},
+    "reference": {"__init__"},
+}
 pytestmark = pytest.mark.skipif(
     not (ROOT / "pyproject.toml").exists(), reason="not run from a source tree"
 )

@@ -22,21 +22,21 @@ from genimg.models.presets import (
     dcgan_widths,
     find_preset,
 )
-from genimg.nn import Conv2d, ConvStack2d, ConvTranspose2d, LeakyReLU
+from genimg.nn import Conv2d, ConvTranspose2d, FusedSequential, LeakyReLU
 
 __all__ = ["Discriminator", "Generator"]
 
 
-def article_decoder(preset: Preset, width: int, channels: int) -> ConvStack2d:
+def article_decoder(preset: Preset, width: int, channels: int) -> FusedSequential:
     """Three doublings, 4 width -> 2 width -> width -> channels, tanh at the end."""
     last = ConvTranspose2d(width, channels, 4, stride=2, padding=1)
     blocks = [*preset.up(4 * width, 2 * width), *preset.up(2 * width, width)]
-    return ConvStack2d(*blocks, last, nn.Tanh())
+    return FusedSequential(*blocks, last, nn.Tanh())
 
 
 def dcgan_decoder(
     preset: Preset, image_size: int, width: int, channels: int, latent_dim: int
-) -> ConvStack2d:
+) -> FusedSequential:
     """A latent as a map of 1x1, then a doubling for each of :func:`dcgan_widths`, tanh."""
     widths = dcgan_widths(image_size, width)
     base = image_size >> len(widths)
@@ -48,7 +48,7 @@ def dcgan_decoder(
     for channels_in, channels_out in pairwise(widths):
         blocks += preset.up(channels_in, channels_out)
     last = ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1)
-    return ConvStack2d(*blocks, last, nn.Tanh())
+    return FusedSequential(*blocks, last, nn.Tanh())
 
 
 class Generator(nn.Module):
@@ -173,7 +173,7 @@ class Discriminator(nn.Module):
         blocks = numbers.down(channels, widths[0], norm=False)
         for channels_in, channels_out in pairwise(widths):
             blocks += numbers.down(channels_in, channels_out)
-        self.stack = ConvStack2d(*blocks, Conv2d(widths[-1], 1, image_size >> len(widths)))
+        self.stack = FusedSequential(*blocks, Conv2d(widths[-1], 1, image_size >> len(widths)))
         self.apply(numbers.initialise)
 
     def forward(self, x: Tensor) -> Tensor:

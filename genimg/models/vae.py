@@ -20,7 +20,7 @@ from genimg.models.presets import (
     dcgan_widths,
     find_preset,
 )
-from genimg.nn import ConvStack2d, ReparamKL
+from genimg.nn import FusedSequential, ReparamKL
 
 __all__ = ["VAE", "Decoder", "Encoder", "VAEOutput"]
 
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
         blocks = numbers.down(channels, widths[0], norm=article)
         for channels_in, channels_out in pairwise(widths):
             blocks += numbers.down(channels_in, channels_out)
-        self.stack = ConvStack2d(*blocks)
+        self.stack = FusedSequential(*blocks)
         features = widths[-1] * (image_size >> len(widths)) ** 2
         self.mu = nn.Linear(features, latent_dim)
         self.logvar = nn.Linear(features, latent_dim)

@@ -1,11 +1,10 @@
-"""Batch norm layers, drop-in and with the activation fused in."""
-
-from __future__ import annotations
+"""Drop-in batch norm."""
 
 import torch
 from torch import Tensor
 
 from genimg import ops
+from genimg.nn.drop_in import as_scriptable, computes, forward_as_torch
 
 
 def norm_arguments(module: torch.nn.BatchNorm2d) -> ops.BatchNorm:
@@ -48,42 +47,10 @@ class BatchNorm2d(torch.nn.BatchNorm2d):
     Same signature, state and repr; ``y = weight (x - mean) rstd + bias``, ``x`` ``[N, C, H, W]``.
     """
 
+    __prepare_scriptable__ = as_scriptable
+
     def forward(self, input: Tensor) -> Tensor:
         """Like torch's."""
+        if not computes(self, torch.nn.BatchNorm2d, input):
+            return forward_as_torch(self, torch.nn.BatchNorm2d, input)
         return apply_norm(self, input, 1.0)
-
-
-class BatchNormAct2d(torch.nn.BatchNorm2d):
-    """Batch norm and LeakyReLU as one layer, with :class:`torch.nn.BatchNorm2d`'s state.
-
-    ``z = weight (x - mean) rstd + bias``, ``y = z if z > 0 else negative_slope z``, for ``x``
-    ``[N, C, H, W]``; see :func:`genimg.ops.batch_norm_act`.
-
-    Args:
-        num_features, eps, momentum, affine, track_running_stats, device, dtype: as torch's.
-        negative_slope: 0 is ReLU, 1 is no activation.
-    """
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        negative_slope: float = 0.01,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
-        )
-        self.negative_slope = negative_slope
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``[N, C, H, W]`` to the same shape."""
-        return apply_norm(self, input, self.negative_slope)
-
-    def extra_repr(self) -> str:
-        """BatchNorm2d's, and the slope."""
-        return f"{super().extra_repr()}, negative_slope={self.negative_slope}"

@@ -1,11 +1,10 @@
 """Drop-in convolution layers."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from genimg import ops
+from genimg.nn.drop_in import as_scriptable, computes, forward_as_torch
 
 
 class Conv2d(torch.nn.Conv2d):
@@ -15,11 +14,14 @@ class Conv2d(torch.nn.Conv2d):
     ``c, k, l``, for ``x`` ``[N, Ci, H, W]``. Other padding modes than zeros are PyTorch's.
     """
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.padding_mode != "zeros":
-            return super()._conv_forward(input, weight, bias)
+    __prepare_scriptable__ = as_scriptable
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Like torch's."""
+        if self.padding_mode != "zeros" or not computes(self, torch.nn.Conv2d, input):
+            return forward_as_torch(self, torch.nn.Conv2d, input)
         return ops.conv2d(
-            input, weight, bias, self.stride, self.padding, self.dilation, self.groups
+            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
 
 
@@ -30,8 +32,13 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
     adds ``weight[c, o, k, l] x[n, c, i, j]`` to output pixel ``(s i - p + d k, s j - p + d l)``.
     """
 
+    __prepare_scriptable__ = as_scriptable
+
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Like torch's; ``output_size`` settles which of the possible output sizes it is."""
+        if self.padding_mode != "zeros" or not computes(self, torch.nn.ConvTranspose2d, input):
+            more = () if output_size is None else (output_size,)
+            return forward_as_torch(self, torch.nn.ConvTranspose2d, input, *more)
         output_padding = self._output_padding(
             input,
             output_size,

@@ -1,9 +1,9 @@
-"""A Sequential that runs its convolution blocks fused."""
+"""Sequentials that run their convolution blocks and batch norms fused."""
 
-from __future__ import annotations
-
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +12,26 @@ from torch.nn.modules import module as torch_module
 from genimg import ops
 from genimg.nn.batch_norm import BatchNorm2d, apply_norm, norm_arguments
 from genimg.nn.conv import Conv2d, ConvTranspose2d
+from genimg.nn.drop_in import as_scriptable, computes, has_torchs_methods, is_called_plainly
 from genimg.nn.leaky_relu import LeakyReLU
 
 _DOWN = (torch.nn.Conv2d, Conv2d)
 _UP = (torch.nn.ConvTranspose2d, ConvTranspose2d)
 _NORM = (torch.nn.BatchNorm2d, BatchNorm2d)
 _LEAKY = (torch.nn.LeakyReLU, LeakyReLU)
-_ACTIVATION = (*_LEAKY, torch.nn.ReLU, torch.nn.Tanh, torch.nn.Sigmoid)
+_SERVED: tuple[tuple[type[torch.nn.Module], ...], ...] = (
+    _DOWN,
+    _UP,
+    _NORM,
+    _LEAKY,
+    (torch.nn.ReLU,),
+    (torch.nn.Tanh,),
+    (torch.nn.Sigmoid,),
+)
+# The torch class behind each, and its forward as it is when genimg is imported.
+_FORWARDS: dict[type, tuple[type[torch.nn.Module], Any]] = {
+    kind: (kinds[0], kind.forward) for kinds in _SERVED for kind in kinds
+}
 
 
 @dataclass
@@ -34,7 +47,7 @@ class _Block:
         return [module for module in members if module is not None]
 
 
-class ConvStack2d(torch.nn.Sequential):
+class FusedSequential(torch.nn.Sequential):
     """A :class:`torch.nn.Sequential` whose convolution blocks run fused.
 
     Every run of {Conv2d or ConvTranspose2d, BatchNorm2d or none, activation or none} among its
@@ -44,11 +57,16 @@ class ConvStack2d(torch.nn.Sequential):
 
     Activations: LeakyReLU, ReLU, Tanh, Sigmoid. The children are looked at anew in every call, so
     that hooks, modes and replaced children count: a child with hooks, of a subclass, or with a
-    forward of its own is called by itself, and no hook goes unheard.
+    method of its own is called by itself, and no hook goes unheard. ``torch.jit.trace``,
+    ``torch.jit.script`` and ``torch.fx`` meet a plain Sequential.
     """
+
+    __prepare_scriptable__ = as_scriptable
 
     def forward(self, input: Tensor) -> Tensor:
         """``[N, C, H, W]``, or whatever the first child takes, through all children."""
+        if not computes(self, torch.nn.Sequential, input):
+            return super().forward(input)
         x = input
         for step in plan(self):
             if isinstance(step, torch.nn.Module):
@@ -59,6 +77,57 @@ class ConvStack2d(torch.nn.Sequential):
             else:
                 x = ops.conv_stack(x, [_arguments(block) for block in step], training=self.training)
         return x
+
+
+class BatchNormAct2d(FusedSequential):
+    """Batch norm and LeakyReLU as one layer, run by one call of :func:`genimg.ops.batch_norm_act`.
+
+    ``z = weight (x - mean) rstd + bias``, ``y = z if z > 0 else negative_slope z``, for ``x``
+    ``[N, C, H, W]``.
+
+    It is a Sequential of a :class:`genimg.nn.BatchNorm2d`, ``layer[0]``, and an activation,
+    ``layer[1]``, with a Sequential's ``state_dict`` keys. It is no BatchNorm2d by ``isinstance``:
+    tools that look for batch norms find the one inside, and the activation stays.
+    ``SyncBatchNorm.convert_sync_batchnorm`` puts a SyncBatchNorm before the activation,
+    ``swa_utils.update_bn`` and code that freezes batch norms reach its statistics, and
+    ``fuse_conv_bn_eval`` takes ``layer[0]`` and raises AttributeError for ``layer``.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype: as torch's.
+        negative_slope: 0 is ReLU, 1 is no activation.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        negative_slope: float = 0.01,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        norm = BatchNorm2d(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
+        )
+        super().__init__(norm, LeakyReLU(negative_slope) if negative_slope else torch.nn.ReLU())
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The batch norm's, for code that finds layers by name and initialises them."""
+        return self[0].weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The batch norm's."""
+        return self[0].bias
+
+    def __getitem__(self, index: Any) -> Any:
+        """A child; a slice is a :class:`FusedSequential`."""
+        if isinstance(index, slice):
+            return FusedSequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
 
 
 def plan(stack: torch.nn.Sequential) -> list[torch.nn.Module | list[_Block]]:
@@ -118,7 +187,9 @@ def _alone(run: list[_Block]) -> torch.nn.Module | list[_Block]:
 
 def _leaves(stack: torch.nn.Sequential) -> Iterator[torch.nn.Module]:
     for child in stack:
-        if type(child) in (torch.nn.Sequential, ConvStack2d) and _is_plain(child):
+        if type(child) in (torch.nn.Sequential, FusedSequential, BatchNormAct2d) and (
+            _is_plain(child) and has_torchs_methods(child, torch.nn.Sequential)
+        ):
             yield from _leaves(child)  # type: ignore[arg-type]
         else:
             yield child
@@ -131,19 +202,21 @@ def _is_plain(module: torch.nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in module.__dict__
         or torch_module._has_any_global_hook()
-    )
+    ) and is_called_plainly(module)
 
 
 def can_fuse(module: torch.nn.Module) -> bool:
     """Whether ``module`` may run as part of a block."""
     kind = type(module)
-    if kind in _DOWN:
-        served = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    else:
-        served = kind in _UP or kind in _NORM or kind in _ACTIVATION
-    return served and _is_plain(module)
+    if kind not in _FORWARDS:
+        return False
+    base, forward = _FORWARDS[kind]
+    if base in (torch.nn.Conv2d, torch.nn.ConvTranspose2d) and (
+        module.padding_mode != "zeros" or isinstance(module.padding, str)
+    ):
+        return False
+    return kind.forward is forward and has_torchs_methods(module, base) and _is_plain(module)
 
 
 def _slope(activation: torch.nn.Module | None) -> float:

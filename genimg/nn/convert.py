@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils import parametrize
 
-from genimg.nn.batch_norm import BatchNorm2d, BatchNormAct2d
+from genimg.nn.batch_norm import BatchNorm2d
 from genimg.nn.conv import Conv2d, ConvTranspose2d
-from genimg.nn.conv_stack import ConvStack2d, plan
+from genimg.nn.conv_stack import BatchNormAct2d, FusedSequential, plan
+from genimg.nn.drop_in import replaced_method
 from genimg.nn.leaky_relu import LeakyReLU
 from genimg.nn.reparam_kl import ReparamKL
 
@@ -22,7 +23,7 @@ _LAYERS: dict[type[torch.nn.Module], tuple[str, type[torch.nn.Module]]] = {
 }
 _PLAIN: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     ours: theirs for theirs, (_, ours) in _LAYERS.items()
-} | {ConvStack2d: torch.nn.Sequential}
+} | dict.fromkeys((FusedSequential, BatchNormAct2d), torch.nn.Sequential)
 _OPS = (*(op for op, _ in _LAYERS.values()), "conv_stack")
 
 # Relatives that a reader of the report would look for.
@@ -94,13 +95,18 @@ def convert(
     Modules keep their identity and everything they hold (parameters, buffers, hooks, mode, places
     where they are shared): they only change their class, ``torch.nn.Conv2d`` to
     ``genimg.nn.Conv2d`` and so on, and an ``nn.Sequential`` with a run of convolution, batch norm,
-    activation to :class:`genimg.nn.ConvStack2d`, which fuses it. ``state_dict`` keys do not
+    activation to :class:`genimg.nn.FusedSequential`, which fuses it. ``state_dict`` keys do not
     change, optimisers go on.
 
     Left alone, with the reason in the report: subclasses of torch's layers (lazy, parametrized and
-    user-defined ones among them), layers of other dimensions, modules whose ``forward`` was
-    replaced on the instance. Layers with hooks, ``weight_norm`` and ``spectral_norm`` among them,
-    are converted but not fused, so that their hooks run.
+    user-defined ones among them), layers of other dimensions, modules with a method of their own
+    (``forward``, ``_conv_forward``) on the instance. Layers with hooks, ``weight_norm`` and
+    ``spectral_norm`` among them, are converted but not fused, so that their hooks run.
+
+    Code that asks for the exact class, ``type(m) is torch.nn.Conv2d``, does not find a converted
+    layer: call it before, or ask by ``isinstance``. ``torch.jit.trace`` and ``torch.fx`` record
+    PyTorch's own ops and layers; ``torch.jit.script`` scripts torch's, and leaves the model
+    restored.
 
     Args:
         model: any module.
@@ -135,7 +141,11 @@ def convert(
         elif kind in _LAYERS:
             changes.append((name, module, _LAYERS[kind][1]))
         elif fuse and "conv_stack" in wanted and kind is torch.nn.Sequential and _runs(module):
-            changes.append((name, module, ConvStack2d))
+            own = replaced_method(module, kind)
+            if own is not None:
+                skipped.append(Skip(name, kind.__name__, _why_replaced(own)))
+            else:
+                changes.append((name, module, FusedSequential))
     if strict and skipped:
         reasons = "; ".join(f"{s.name or '(model)'} ({s.layer}): {s.reason}" for s in skipped)
         raise ConversionError(f"convert: {len(skipped)} layers cannot be converted: {reasons}")
@@ -146,8 +156,8 @@ def convert(
 def restore(model: torch.nn.Module) -> Report:
     """Give a model's modules torch's classes back, in place; the reverse of :func:`convert`.
 
-    Works on models built from ``genimg.nn`` as well. ``BatchNormAct2d`` and ``ReparamKL`` have no
-    counterpart in torch, and stay; the report says so.
+    Works on models built from ``genimg.nn`` as well. ``BatchNormAct2d`` becomes the Sequential that
+    it is; ``ReparamKL`` has no counterpart in torch, and stays; the report says so.
 
     Returns:
         What changed and what was left alone, and why.
@@ -163,7 +173,7 @@ def restore(model: torch.nn.Module) -> Report:
         kind = type(module)
         if kind in _PLAIN:
             changes.append((name, module, _PLAIN[kind]))
-        elif isinstance(module, (BatchNormAct2d, ReparamKL)):
+        elif isinstance(module, ReparamKL):
             skipped.append(Skip(name, kind.__name__, "torch has no such layer"))
         elif any(isinstance(module, layer) for layer in _PLAIN):
             skipped.append(Skip(name, kind.__name__, _why_subclass(module)))
@@ -195,9 +205,9 @@ def _fusions(model: torch.nn.Module) -> tuple[Fusion, ...]:
     names = {id(module): name for name, module in model.named_modules()}
     inner: set[int] = set()  # stacks that an outer one looks into
     for name, module in model.named_modules():
-        if type(module) is not ConvStack2d or id(module) in inner:
+        if type(module) is not FusedSequential or id(module) in inner:
             continue
-        inner |= {id(child) for child in module.modules() if type(child) is ConvStack2d}
+        inner |= {id(child) for child in module.modules() if type(child) is FusedSequential}
         for step in plan(module):
             if isinstance(step, list):
                 members = [member for block in step for member in block.modules()]
@@ -213,16 +223,21 @@ def _fusions(model: torch.nn.Module) -> tuple[Fusion, ...]:
 def _why_not(module: torch.nn.Module) -> str | None:
     kind = type(module)
     if kind in _LAYERS:
-        if "forward" in module.__dict__:
-            return "its forward was replaced on the instance"
+        own = replaced_method(module, kind)
+        if own is not None:
+            return _why_replaced(own)
         if getattr(module, "padding_mode", "zeros") != "zeros":
             return f"padding_mode={module.padding_mode!r} is PyTorch's to pad"
         return None
-    if kind in _PLAIN or isinstance(module, BatchNormAct2d) or not isinstance(module, _RELATED):
+    if kind in _PLAIN or not isinstance(module, _RELATED):
         return None
     if any(isinstance(module, layer) for layer in _LAYERS):
         return _why_subclass(module)
     return "genimg serves the 2-D layers Conv2d, ConvTranspose2d, BatchNorm2d and LeakyReLU"
+
+
+def _why_replaced(method: str) -> str:
+    return f"its {method} was replaced on the instance"
 
 
 def _why_subclass(module: torch.nn.Module) -> str:

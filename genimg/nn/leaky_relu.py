@@ -1,11 +1,10 @@
 """Drop-in LeakyReLU."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from genimg import ops
+from genimg.nn.drop_in import as_scriptable, computes, forward_as_torch
 
 
 class LeakyReLU(torch.nn.LeakyReLU):
@@ -14,6 +13,10 @@ class LeakyReLU(torch.nn.LeakyReLU):
     Same signature, state and repr; ``y = x if x > 0 else negative_slope x``, any shape.
     """
 
+    __prepare_scriptable__ = as_scriptable
+
     def forward(self, input: Tensor) -> Tensor:
         """Like torch's."""
+        if not computes(self, torch.nn.LeakyReLU, input):
+            return forward_as_torch(self, torch.nn.LeakyReLU, input)
         return ops.leaky_relu(input, self.negative_slope, self.inplace)

@@ -1,11 +1,11 @@
 """The stochastic layer of a VAE."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from genimg import ops
+from genimg.nn.drop_in import call_module, is_inside
 
 
 class ReparamKL(torch.nn.Module):
@@ -26,5 +26,7 @@ class ReparamKL(torch.nn.Module):
 
         ``sample`` None follows the module's mode.
         """
+        if isinstance(mu, Proxy) and is_inside(self, mu):
+            return call_module(self, mu, logvar, generator=generator, sample=sample)
         sample = self.training if sample is None else sample
         return ops.reparam_kl(mu, logvar, generator=generator, sample=sample)

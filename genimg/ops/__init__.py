@@ -7,6 +7,7 @@ from genimg.ops.batch_norm_act import batch_norm_act
 from genimg.ops.conv2d import conv2d
 from genimg.ops.conv_stack import Activation, BatchNorm, ConvBlock, Direction, conv_stack
 from genimg.ops.conv_transpose2d import conv_transpose2d
+from genimg.ops.flops import register_formulas
 from genimg.ops.leaky_relu import leaky_relu
 from genimg.ops.reparam_kl import reparam_kl
 
@@ -22,3 +23,5 @@ __all__ = [
     "ConvBlock",
     "Direction",
 ]
+
+register_formulas()

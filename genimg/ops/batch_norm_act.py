@@ -22,6 +22,7 @@ from genimg.backends import (
     refuse_dtype,
 )
 from genimg.kernels.triton import runtime as triton_runtime
+from genimg.ops.checks import goes_to_torch
 from genimg.reference.batch_norm_act import CASES
 from genimg.testing.kinks import Kink, affine_kink
 
@@ -78,24 +79,21 @@ def batch_norm_act(
     Kept for backward: ``x``, mean, rstd, the parameters (the reference also keeps ``z``).
 
     Raises:
-        ValueError: training on a single value per channel; ``eps`` not positive.
-        RuntimeError: shapes do not fit; no running statistics outside training.
+        TypeError: ``x`` is no tensor; as torch's, for other arguments.
+        ValueError, IndexError: as torch's: training on a single value per channel, ``eps`` not
+            positive, an ``x`` of less than two dimensions.
+        RuntimeError: shapes or dtypes do not fit; no running statistics outside training; running
+            statistics that require gradients, as torch's.
         BackendError: the named backend cannot serve the call.
 
     Source: Ioffe, Szegedy, "Batch normalization", 2015, algorithms 1 and 2.
     """
-    if not eps > 0:
-        raise ValueError(f"batch_norm_act: expected eps above 0, but got {eps}")
+    if not isinstance(x, Tensor) and not hasattr(x, "__torch_function__"):
+        raise TypeError(f"batch_norm_act: expected x to be a Tensor, but got {type(x).__name__}")
     if not training and (running_mean is None or running_var is None):
         raise RuntimeError(
             "batch_norm_act: expected running_mean and running_var, since training=False, "
             "but got None"
-        )
-    if not isinstance(x, Tensor):
-        raise TypeError(f"batch_norm_act: expected x to be a Tensor, but got {type(x).__name__}")
-    if x.dim() < 2:
-        raise ValueError(
-            f"batch_norm_act: expected x of shape [N, C, ...], but got {tuple(x.shape)}"
         )
     args = (
         x,
@@ -109,6 +107,20 @@ def batch_norm_act(
         negative_slope,
         num_batches_tracked,
     )
+    if (
+        goes_to_torch(
+            (x,),
+            (running_mean, running_var, weight, bias, num_batches_tracked),
+            (),
+            (eps if momentum is None else momentum, eps),
+        )
+        or not isinstance(negative_slope, (int, float))
+        or type(training) is not bool
+        or x.dim() < 2
+        or not eps > 0
+        or needs_gradients(running_mean, running_var)
+    ):
+        return reference.batch_norm_act(*args)
     name = choose(BATCH_NORM_ACT, backend, *args)
     if name == REFERENCE:
         return reference.batch_norm_act(*args)
@@ -116,6 +128,27 @@ def batch_norm_act(
     state = (running_mean, running_var, num_batches_tracked)
     options = (training, momentum, eps, float(negative_slope))
     return _BatchNormAct.apply(x, weight, bias, *state, *options, name)
+
+
+def needs_gradients(running_mean: Tensor | None, running_var: Tensor | None) -> bool:
+    """Whether a running statistic asks for a gradient, which PyTorch refuses."""
+    return torch.is_grad_enabled() and any(
+        statistic is not None and statistic.requires_grad
+        for statistic in (running_mean, running_var)
+    )
+
+
+def refuse_norm_dtypes(dtype: torch.dtype, parameters: tuple[Tensor | None, ...]) -> str | None:
+    """Why the parameters and statistics of a norm of a ``dtype`` input have the wrong dtypes.
+
+    PyTorch takes those of the input, or float32 for an input of a half dtype; one for all.
+    """
+    found = {parameter.dtype for parameter in parameters if parameter is not None}
+    wide = dtype in (torch.bfloat16, torch.float16) and found == {torch.float32}
+    if not found or wide or found == {dtype}:
+        return None
+    names = ", ".join(sorted(str(each).removeprefix("torch.") for each in found))
+    return f"parameters of {names} for an input of {str(dtype).removeprefix('torch.')}"
 
 
 def _check_training_size(x: Tensor, training: bool) -> None:
@@ -374,11 +407,7 @@ def refuse_norm(
         if tuple(parameter.shape) != (channels,) or parameter.device != x.device:
             shape = tuple(parameter.shape)
             return f"a parameter of shape {shape} on {parameter.device} does not fit"
-        if parameter.dtype not in (x.dtype, torch.float32):
-            return f"a parameter of {parameter.dtype} for {x.dtype} is PyTorch's to refuse"
-    if any(s is not None and s.requires_grad for s in (running_mean, running_var)):
-        return "running statistics that require gradients are PyTorch's to refuse"
-    return None
+    return refuse_norm_dtypes(x.dtype, (running_mean, running_var, weight, bias))
 
 
 BATCH_NORM_ACT = Op(

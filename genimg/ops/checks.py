@@ -1,7 +1,8 @@
 """One wording for every check that an op makes of its arguments before any backend sees them.
 
-What PyTorch refuses by itself is left to it. These are the calls that it accepts and answers with
-garbage, or with a silent cast, or without looking because the batch is empty.
+What PyTorch refuses by itself is left to it, by :func:`goes_to_torch`. The checks are for calls
+that it accepts and answers with garbage, or with a silent cast, or without looking because the
+batch is empty.
 """
 
 from __future__ import annotations
@@ -10,16 +11,57 @@ import torch
 from torch import Tensor
 
 
-def check_together(op: str, **tensors: Tensor | None) -> None:
-    """Raise RuntimeError unless all are on one device, and, outside autocast, of one dtype.
+def goes_to_torch(
+    tensors: tuple[object, ...],
+    optional: tuple[object, ...] = (),
+    sizes: tuple[object, ...] = (),
+    numbers: tuple[object, ...] = (),
+) -> bool:
+    """Whether PyTorch takes a call as it stands, whichever backend is named.
 
-    What is not a tensor is left to PyTorch, which raises TypeError.
+    It does where an argument has a type that no kernel takes, for which PyTorch raises its own
+    error or, for a ``torch.fx`` proxy, records the call; and under ``torch.jit.trace``, since a
+    traced graph has to run where genimg is not installed.
+
+    Args:
+        tensors: arguments that must be tensors.
+        optional: arguments that may be None, too.
+        sizes: one integer, or one for each dimension.
+        numbers: integers or floats.
     """
-    given = [(name, x) for name, x in tensors.items() if isinstance(x, Tensor)]
-    if not given:
-        return
+    return (
+        torch.jit.is_tracing()
+        or not all(isinstance(x, Tensor) for x in tensors)
+        or not all(x is None or isinstance(x, Tensor) for x in optional)
+        or not all(map(_is_size, sizes))
+        or not all(isinstance(number, _NUMBERS) for number in numbers)
+    )
+
+
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
+
+
+def _is_size(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return 1 <= len(value) <= 2 and all(map(_is_integer, value))
+    return _is_integer(value)
+
+
+def _is_integer(value: object) -> bool:
+    return type(value) is int or isinstance(value, torch.SymInt)  # PyTorch refuses a bool
+
+
+def is_autocast(x: object) -> bool:
+    """Whether autocast is on for ``x``'s kind of device."""
+    device = x.device.type if isinstance(x, Tensor) else "meta"
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def check_together(op: str, **tensors: Tensor | None) -> None:
+    """Raise RuntimeError unless all are on one device, and, outside autocast, of one dtype."""
+    given = [(name, x) for name, x in tensors.items() if x is not None]
     first_name, first = given[0]
-    autocast = torch.is_autocast_enabled(first.device.type)
+    autocast = is_autocast(first)
     for name, x in given[1:]:
         if x.device != first.device:
             raise RuntimeError(
@@ -43,8 +85,6 @@ def check_convolution(
 ) -> None:
     """Raise RuntimeError unless ranks, channels, devices and dtypes fit."""
     check_together(op, input=x, weight=weight, bias=bias)
-    if not isinstance(x, Tensor) or not isinstance(weight, Tensor):
-        return
     if x.dim() not in (3, 4):
         raise RuntimeError(
             f"{op}: expected a 3-D (unbatched) or 4-D input, but got shape {tuple(x.shape)}"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genimg import _native, reference
 from genimg.backends import REFERENCE, Op, choose
-from genimg.ops.checks import check_convolution
+from genimg.ops.checks import check_convolution, goes_to_torch
 from genimg.ops.convolution import (
     Convolve,
     Geometry,
@@ -52,15 +52,20 @@ def conv2d(
     Kept for backward: ``input`` and ``weight``. Autocast: the lower precision, as torch's.
 
     Raises:
+        TypeError: as torch's, for arguments of other types.
         RuntimeError: shapes, devices or dtypes do not fit; stricter than torch where torch computes
             garbage (a weight on another device) or casts silently (a bias of another dtype).
         BackendError: the named backend cannot serve the call.
 
     Source: Dumoulin, Visin, "A guide to convolution arithmetic for deep learning", 2016, section 2.
     """
+    args = (input, weight, bias, stride, padding, dilation, groups)
+    sizes = (stride, 0 if isinstance(padding, str) else padding, dilation, groups)
+    if goes_to_torch((input, weight), (bias,), sizes):
+        return reference.conv2d(*args)
     check_convolution("conv2d", input, weight, bias, groups, transposed=False)
     input, weight, bias = autocast(input, weight, bias)  # type: ignore[assignment]
-    args = (input, weight, bias, stride, padding, dilation, groups)
+    args = (input, weight, bias, *args[3:])
     name = choose(CONV2D, backend, *args)
     if name == REFERENCE:
         return reference.conv2d(*args)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from genimg.ops.batch_norm_act import refuse_norm
-from genimg.ops.checks import check_channels, check_together
+from genimg.backends import InvalidCall
+from genimg.ops.batch_norm_act import needs_gradients, refuse_norm
+from genimg.ops.checks import check_channels, check_together, goes_to_torch
 from genimg.ops.convolution import Geometry, pair
 from genimg.reference.conv_stack import Activation, BatchNorm, ConvBlock, Direction
 
@@ -91,6 +92,35 @@ def out_shape(shape: Sequence[int], block: ConvBlock) -> tuple[int, ...]:
     )
 
 
+def check_type(name: str, block: object) -> None:
+    """Raise TypeError unless ``block`` is a :class:`ConvBlock` of parts of the right types."""
+    if not isinstance(block, ConvBlock):
+        raise TypeError(f"{name} to be a ConvBlock, but got {type(block).__name__}")
+    for part, kind in (("direction", Direction), ("activation", Activation), ("norm", BatchNorm)):
+        value = getattr(block, part)
+        if not isinstance(value, kind) and not (part == "norm" and value is None):
+            raise TypeError(
+                f"{name} to have as {part} a {kind.__name__}, but got {type(value).__name__}"
+            )
+
+
+def block_goes_to_torch(block: ConvBlock) -> bool:
+    """Whether PyTorch takes the block as it stands; see :func:`goes_to_torch`."""
+    norm = block.norm
+    padding = 0 if isinstance(block.padding, str) else block.padding
+    sizes = (block.stride, padding, block.output_padding, block.dilation, block.groups)
+    optional: tuple[object, ...] = (block.bias,)
+    numbers: tuple[object, ...] = (block.negative_slope,)
+    if norm is not None:
+        optional += (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        numbers += (norm.momentum, norm.eps)
+    return (
+        goes_to_torch((block.weight,), optional, sizes, numbers)
+        or min(pair(block.stride)) < 1  # leaves no size for the blocks behind
+        or (norm is not None and needs_gradients(norm.running_mean, norm.running_var))
+    )
+
+
 def check_block(name: str, x: Tensor, channels: int | None, block: ConvBlock) -> int:
     """Check a block against what enters it; returns the channels that leave it."""
     up = block.direction is Direction.UP
@@ -123,7 +153,7 @@ def refuse_blocks(
             shape = out_shape(shape, block)
             reason = _refuse_block(block, inner, training, shape)
         if reason is not None:
-            return f"block {b}: {reason}"
+            return type(reason)(f"block {b}: {reason}")
     return None
 
 
@@ -147,10 +177,10 @@ def _refuse_block(
         return None
     taking = norm.takes_statistics(training)
     if taking and shape[0] * shape[2] * shape[3] == 1:
-        return "a batch norm over one value per channel is PyTorch's to refuse"
+        return InvalidCall("a batch norm over one value per channel is invalid in training")
     if not taking and (norm.running_mean is None or norm.running_var is None):
-        return "no running statistics outside training: PyTorch's to refuse"
+        return InvalidCall("a batch norm outside training has no running statistics")
     if not norm.eps > 0:
-        return f"eps={norm.eps} is PyTorch's to refuse"
+        return InvalidCall(f"eps={norm.eps} is invalid")
     statistics = (norm.running_mean, norm.running_var)
     return refuse_norm(block.weight, shape[1], *statistics, norm.weight, norm.bias)

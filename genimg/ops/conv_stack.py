@@ -23,13 +23,16 @@ from genimg.backends import (
 )
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.ops.batch_norm_act import batch_norm_act, track
+from genimg.ops.checks import goes_to_torch, is_autocast
 from genimg.ops.conv2d import conv2d
 from genimg.ops.conv_block import (
     PARAMETERS,
     TRAINED,
     Layout,
     block_geometry,
+    block_goes_to_torch,
     check_block,
+    check_type,
     flatten,
     out_shape,
     refuse_blocks,
@@ -40,7 +43,6 @@ from genimg.ops.convolution import (
     TRITON_DTYPES,
     autocast,
     empty_output,
-    is_autocast,
     is_fast,
     memory_format_of,
     multiplications,
@@ -94,23 +96,23 @@ def conv_stack(
 
     Raises:
         ValueError: no block.
-        TypeError: something else than a :class:`ConvBlock` among the blocks.
+        TypeError: something else than a :class:`ConvBlock` among the blocks; as torch's, for other
+            arguments.
         RuntimeError: shapes, devices or dtypes do not fit, with the block's number.
         BackendError: the named backend cannot serve the call.
 
     Source: Radford, Metz, Chintala, "Unsupervised representation learning with deep convolutional
     generative adversarial networks", 2016, section 3.
     """
+    blocks = tuple(blocks)
     if not blocks:
         raise ValueError("conv_stack: expected at least one block, but got none")
-    if not isinstance(x, Tensor):
-        raise TypeError(f"conv_stack: expected x to be a Tensor, but got {type(x).__name__}")
+    for i, block in enumerate(blocks):
+        check_type(f"conv_stack: expected block {i}", block)
+    if goes_to_torch((x,)) or type(training) is not bool or any(map(block_goes_to_torch, blocks)):
+        return reference.conv_stack(x, blocks, training=training)
     channels = x.shape[-3] if x.dim() > 2 else None
     for i, block in enumerate(blocks):
-        if not isinstance(block, ConvBlock):
-            raise TypeError(
-                f"conv_stack: expected block {i} to be a ConvBlock, but got {type(block).__name__}"
-            )
         channels = check_block(f"conv_stack: block {i}", x, channels, block)
     blocks = _autocast(x, blocks)
     (x,) = autocast(x)  # type: ignore[assignment]

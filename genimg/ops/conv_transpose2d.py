@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genimg import _native, reference
 from genimg.backends import REFERENCE, Op, choose
-from genimg.ops.checks import check_convolution
+from genimg.ops.checks import check_convolution, goes_to_torch
 from genimg.ops.convolution import (
     Convolve,
     Geometry,
@@ -57,15 +57,20 @@ def conv_transpose2d(
     Kept for backward: ``input`` and ``weight``. Autocast: the lower precision, as torch's.
 
     Raises:
+        TypeError: as torch's, for arguments of other types.
         RuntimeError: shapes, devices or dtypes do not fit; stricter than torch where torch computes
             garbage (a weight on another device) or casts silently (a bias of another dtype).
         BackendError: the named backend cannot serve the call.
 
     Source: Dumoulin, Visin, "A guide to convolution arithmetic for deep learning", 2016, section 4.
     """
+    args = (input, weight, bias, stride, padding, output_padding, groups, dilation)
+    sizes = (stride, padding, output_padding, groups, dilation)
+    if goes_to_torch((input, weight), (bias,), sizes):
+        return reference.conv_transpose2d(*args)
     check_convolution("conv_transpose2d", input, weight, bias, groups, transposed=True)
     input, weight, bias = autocast(input, weight, bias)  # type: ignore[assignment]
-    args = (input, weight, bias, stride, padding, output_padding, groups, dilation)
+    args = (input, weight, bias, *args[3:])
     name = choose(CONV_TRANSPOSE2D, backend, *args)
     if name == REFERENCE:
         return reference.conv_transpose2d(*args)

@@ -13,6 +13,7 @@ from genimg import _native
 from genimg.backends import (
     OPS,
     Impl,
+    InvalidCall,
     asked_for,
     is_below,
     needs_reference,
@@ -21,6 +22,7 @@ from genimg.backends import (
     refuse_dtype,
 )
 from genimg.kernels.triton import runtime as triton_runtime
+from genimg.ops.checks import is_autocast
 from genimg.reference.conv2d import IntOrPair
 
 MAX_KERNEL = 16
@@ -89,18 +91,12 @@ class Convolve(torch.autograd.Function):
         )
 
 
-def is_autocast(x: object) -> bool:
-    """Whether autocast is on for ``x``'s kind of device."""
-    device = x.device.type if isinstance(x, Tensor) else "meta"
-    return device != "meta" and torch.is_autocast_enabled(device)
-
-
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in autocast's dtype, where it is on: convolutions run in the lower precision."""
     if not is_autocast(tensors[0]):
         return tensors
     dtype = torch.get_autocast_dtype(tensors[0].device.type)  # type: ignore[union-attr]
-    return tuple(x.to(dtype) if isinstance(x, Tensor) and _is_cast(x) else x for x in tensors)
+    return tuple(x.to(dtype) if x is not None and _is_cast(x) else x for x in tensors)
 
 
 def _is_cast(x: Tensor) -> bool:
@@ -211,8 +207,6 @@ def refuse_geometry(
         return f"groups={g.groups} is not served, only 1"
     if isinstance(g.padding, str):
         return f"padding={g.padding!r} is not served, only numbers"
-    if not isinstance(weight, Tensor):
-        return "the weight is no tensor"
     if len(shape) != 4:
         return f"an input of {len(shape)} dimensions is not served, only [N, C, H, W]"
     if weight.dtype != dtype:
@@ -221,22 +215,22 @@ def refuse_geometry(
         return "an empty tensor leaves nothing to do"
     stride = pair(g.stride)
     if min(pair(g.dilation)) < 1:
-        return f"dilation {g.dilation} is PyTorch's to refuse"
+        return InvalidCall(f"a dilation of {g.dilation} is invalid")
     if min(stride) < 1 or min(pair(g.padding)) < 0:
-        return f"stride {g.stride} and padding {g.padding} are PyTorch's to refuse"
+        return InvalidCall(f"stride {g.stride} with padding {g.padding} is invalid")
     if g.transposed:
         more = pair(g.output_padding)
         if min(more) < 0 or more[0] >= stride[0] or more[1] >= stride[1]:
-            return f"output padding {g.output_padding} is PyTorch's to refuse"
+            return InvalidCall(f"an output padding of {g.output_padding} is invalid")
     if min(g.out_size(shape, weight)) < 1:
-        return f"an input of {tuple(shape)} leaves no output"
+        return InvalidCall(f"an input of {tuple(shape)} leaves no output")
     return None
 
 
 def is_fast(shape: Sequence[int], weight: Tensor, geometry: Geometry) -> bool:
     """Whether the CPU kernels have a form of fewer multiplications or passes than PyTorch's."""
     g = geometry
-    if not isinstance(weight, Tensor) or weight.dim() != 4 or len(shape) != 4:
+    if len(shape) != 4:
         return False
     if tuple(weight.shape[2:]) != (4, 4) or g.groups != 1 or pair(g.dilation) != (1, 1):
         return False

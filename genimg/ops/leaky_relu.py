@@ -18,6 +18,7 @@ from genimg.backends import (
     refuse_dtype,
 )
 from genimg.kernels.triton import runtime as triton_runtime
+from genimg.ops.checks import goes_to_torch
 from genimg.reference.leaky_relu import CASES
 
 _HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
@@ -52,11 +53,14 @@ def leaky_relu(
 
     Raises:
         BackendError: the named backend cannot serve the call.
+        TypeError: as torch's, for arguments of other types.
         NotImplementedError: as torch, for a dtype that is not floating-point.
 
     Source: Maas, Hannun, Ng, "Rectifier nonlinearities improve neural network acoustic models",
     2013, section 2.
     """
+    if goes_to_torch((input,), numbers=(negative_slope,)):
+        return reference.leaky_relu(input, negative_slope, inplace)
     name = choose(LEAKY_RELU, backend, input, negative_slope, inplace)
     if name == REFERENCE:
         return reference.leaky_relu(input, negative_slope, inplace)

@@ -19,7 +19,7 @@ from genimg.backends import (
     refuse_dtype,
 )
 from genimg.kernels.triton import runtime as triton_runtime
-from genimg.ops.checks import check_together
+from genimg.ops.checks import check_together, goes_to_torch
 from genimg.reference.reparam_kl import CASES, draw_seed, reparam_kl_of_seed
 
 
@@ -68,6 +68,8 @@ def reparam_kl(
             raise TypeError(
                 f"reparam_kl: expected {name} to be a Tensor, but got {type(given).__name__}"
             )
+    if goes_to_torch((mu, logvar)):
+        return reference.reparam_kl(mu, logvar, generator=generator, sample=sample)
     check_together("reparam_kl", mu=mu, logvar=logvar)
     if mu.shape != logvar.shape:
         raise RuntimeError(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import genimg
-from genimg.nn import ConvStack2d
+from genimg.nn import FusedSequential
 from genimg.nn.conv_stack import plan
 
 
@@ -33,7 +33,7 @@ def generator():
 def twins():
     torch.manual_seed(2)
     plain = nn.Sequential(*generator())
-    stack = ConvStack2d(*copy.deepcopy(generator()))
+    stack = FusedSequential(*copy.deepcopy(generator()))
     stack.load_state_dict(plain.state_dict())
     return stack, plain
 
@@ -90,14 +90,14 @@ def test_plan():
             ["Conv2d+ReLU", "Conv2d", "Conv2d"],
         ),
         (
-            [nn.Sequential(nn.Conv2d(3, 3, 3)), ConvStack2d(nn.BatchNorm2d(3), nn.ReLU())],
+            [nn.Sequential(nn.Conv2d(3, 3, 3)), FusedSequential(nn.BatchNorm2d(3), nn.ReLU())],
             ["Conv2d+BatchNorm2d+ReLU"],
         ),
     ],
 )
 def test_plan_of_edges(layers, expected):
     """Two activations in a row, norms without a convolution, nested Sequentials."""
-    stack = ConvStack2d(*layers)
+    stack = FusedSequential(*layers)
     assert shape_of(stack) == expected
     plain = nn.Sequential(*copy.deepcopy(layers))
     x = torch.randn(2, 3, 9, 9)
@@ -105,7 +105,7 @@ def test_plan_of_edges(layers, expected):
 
 
 def test_two_activations_stay_two():
-    stack = ConvStack2d(nn.Conv2d(3, 3, 3), nn.Tanh(), nn.Tanh())
+    stack = FusedSequential(nn.Conv2d(3, 3, 3), nn.Tanh(), nn.Tanh())
     assert shape_of(stack) == ["Conv2d+Tanh", "Tanh"]
 
 
@@ -192,16 +192,16 @@ def test_pickle_deepcopy_repr():
     expected = plain.eval()(x)
     for twin in (copy.deepcopy(stack), pickle.loads(pickle.dumps(stack))):
         torch.testing.assert_close(twin.eval()(x), expected)
-    assert repr(stack) == repr(plain).replace("Sequential(", "ConvStack2d(")
-    assert isinstance(stack[:3], ConvStack2d)
+    assert repr(stack) == repr(plain).replace("Sequential(", "FusedSequential(")
+    assert isinstance(stack[:3], FusedSequential)
 
 
 def test_unbatched_input_is_refused_as_in_a_sequential():
-    stack = ConvStack2d(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    stack = FusedSequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     with pytest.raises(ValueError, match="expected 4D input"):
         stack(torch.randn(3, 8, 8))
     assert stack[1].num_batches_tracked == 0
 
 
 def test_public_name():
-    assert genimg.nn.ConvStack2d is ConvStack2d
+    assert genimg.nn.FusedSequential is FusedSequential

@@ -298,9 +298,9 @@ def test_gradient_penalty():
 
 
 def test_restore_names_what_torch_lacks():
-    model = nn.Sequential(genimg.nn.BatchNormAct2d(3), genimg.nn.Conv2d(3, 3, 3))
+    model = nn.Sequential(genimg.nn.ReparamKL(), genimg.nn.Conv2d(3, 3, 3))
     report = genimg.restore(model)
     assert [(s.layer, s.reason) for s in report.skipped] == [
-        ("BatchNormAct2d", "torch has no such layer")
+        ("ReparamKL", "torch has no such layer")
     ]
     assert type(model[1]) is nn.Conv2d

@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,10 +120,55 @@ def test_refuses_as_torch(layer, shape):
         layer(torch.randn(shape))
 
 
+@pytest.mark.parametrize("bad", [np.ones((2, 3, 8, 8)), [1.0], None], ids=["numpy", "list", "None"])
+@pytest.mark.parametrize("training", [True, False])
+def test_no_tensor_is_refused_as_by_torch(bad, training):
+    layers = [pair(name) for name in LAYERS]
+    both = [theirs for _, theirs in layers]
+    layers += [
+        (genimg.nn.FusedSequential(ours), torch.nn.Sequential(theirs)) for ours, theirs in layers
+    ]
+    layers.append((genimg.nn.BatchNormAct2d(3), torch.nn.Sequential(both[2])))
+    layers.append((genimg.nn.FusedSequential(*both), torch.nn.Sequential(*both)))
+    for ours, theirs in layers:
+        with pytest.raises((TypeError, AttributeError)) as expected:
+            theirs.train(training)(bad)
+        with pytest.raises((TypeError, AttributeError)) as got:
+            ours.train(training)(bad)
+        assert got.type is expected.type
+    for args in ((bad, torch.ones(2, 3)), (torch.ones(2, 3), bad)):
+        with pytest.raises(TypeError):
+            genimg.nn.ReparamKL()(*args)
+
+
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_of_another_dtype_as_torch(size, dtype):
+    """Below and above the sizes from which on a kernel serves, alone and in a fused Sequential."""
+    plain = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 4, 2, 1),
+        torch.nn.BatchNorm2d(16),
+        torch.nn.ReLU(),
+        torch.nn.ConvTranspose2d(16, 16, 4, 2, 1),
+        torch.nn.BatchNorm2d(16),
+    )
+    for norm in (plain[1], plain[4]):
+        norm.to(dtype)
+    model = copy.deepcopy(plain)
+    genimg.convert(model)
+    x = torch.randn(4, 3, size, size)
+    if dtype == torch.float32:
+        torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)
+    else:
+        for each in (plain, model, plain[1], model[1]):
+            with pytest.raises(RuntimeError):
+                each(x if len(list(each.children())) else plain[0](x))
+
+
 def test_batch_norm_act():
     fused = genimg.nn.BatchNormAct2d(3, 1e-3, 0.01, negative_slope=0.3)
     plain = torch.nn.Sequential(torch.nn.BatchNorm2d(3, 1e-3, 0.01), torch.nn.LeakyReLU(0.3))
-    plain[0].load_state_dict(fused.state_dict())
+    plain.load_state_dict(fused.state_dict())
     x = torch.randn(4, 3, 5, 5)
     torch.testing.assert_close(fused(x), plain(x))
     torch.testing.assert_close(fused.eval()(x), plain.eval()(x))
