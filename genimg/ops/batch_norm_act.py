@@ -13,6 +13,7 @@ from genimg import _native, reference
 from genimg.backends import (
     REFERENCE,
     Impl,
+    InvalidCall,
     Op,
     choose,
     is_below,
@@ -148,7 +149,9 @@ def refuse_norm_dtypes(dtype: torch.dtype, parameters: tuple[Tensor | None, ...]
     if not found or wide or found == {dtype}:
         return None
     names = ", ".join(sorted(str(each).removeprefix("torch.") for each in found))
-    return f"parameters of {names} for an input of {str(dtype).removeprefix('torch.')}"
+    return InvalidCall(
+        f"parameters of {names} for an input of {str(dtype).removeprefix('torch.')} are invalid"
+    )
 
 
 def _check_training_size(x: Tensor, training: bool) -> None:
@@ -400,7 +403,7 @@ def refuse_norm(
 ) -> str | None:
     """Why no kernel can serve a norm of ``channels`` of ``x``'s dtype and device."""
     if (running_mean is None) != (running_var is None):
-        return "one running statistic without the other is PyTorch's to refuse"
+        return InvalidCall("one running statistic without the other is invalid")
     for parameter in (running_mean, running_var, weight, bias):
         if parameter is None:
             continue
