@@ -113,7 +113,8 @@ def block_goes_to_torch(block: ConvBlock) -> bool:
     numbers: tuple[object, ...] = (block.negative_slope,)
     if norm is not None:
         optional += (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-        numbers += (norm.momentum, norm.eps)
+        optional += (norm.num_batches_tracked,)
+        numbers += (norm.eps if norm.momentum is None else norm.momentum, norm.eps)
     return (
         goes_to_torch((block.weight,), optional, sizes, numbers)
         or min(pair(block.stride)) < 1  # leaves no size for the blocks behind
