@@ -256,6 +256,19 @@ def test_raw_ops_refuse_what_does_not_fit():
 
 
 @native
+def test_the_kernel_serves_a_cumulative_average():
+    """momentum None, which torch's function refuses and its layer has."""
+    norm = BatchNorm(
+        torch.zeros(3), torch.ones(3), momentum=None, num_batches_tracked=torch.tensor(0)
+    )
+    block = up(norm=norm)
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    y = conv_stack(x, [block], training=True, backend="cpu")
+    assert "_ConvStack" in type(y.grad_fn).__name__
+    assert norm.num_batches_tracked == 1
+
+
+@native
 def test_a_stack_that_no_kernel_serves_still_has_its_fused_norms():
     """3x3 convolutions are PyTorch's, the batch norm and its activation behind them are not."""
     x = torch.randn(64, 16, 32, 32, requires_grad=True)
