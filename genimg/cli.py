@@ -57,7 +57,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130)
     except click.ClickException as error:
         return _fail(error.format_message())
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+    # The reader of our output has gone, as `head` does; of that click makes a SystemExit.
+    except (BrokenPipeError, SystemExit):
         return terminal.READER_GONE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -242,6 +243,7 @@ def sample(
     from genimg.train import sampling
 
     out, network = _open(model, out, device, force)
+    _check_size(n, network, scale, "--n")
     _write(out, sampling.draw(network, sampling.latents(n, network, seed)), scale, force)
 
 
@@ -276,6 +278,7 @@ def interpolate(
     from genimg.train import sampling
 
     out, network = _open(model, out, device, force)
+    _check_size(rows * steps, network, scale, "--rows, --steps")
     a, b = sampling.latents(2 * rows, network, seed).chunk(2)
     z = sampling.interpolate(a, b, steps, spherical=way == "spherical")
     _write(out, sampling.draw(network, z.flatten(0, 1)), scale, force, columns=steps)
@@ -301,14 +304,17 @@ def _open(model: Path, out: Path | None, device: str, force: bool) -> tuple[Path
     return out, checkpoint.load_model(found, on)
 
 
+def _check_size(count: int, network: Any, scale: int, options: str) -> None:
+    pixels = count * (network.config["image_size"] * scale) ** 2
+    if pixels > _MOST_PIXELS:
+        raise click.UsageError(
+            f"a picture of {pixels:,} pixels is too large: less of {options} or --scale"
+        )
+
+
 def _write(out: Path, made: Any, scale: int, force: bool, columns: int | None = None) -> None:
     from genimg.train import files, images
 
-    pixels = made[:, 0].numel() * scale**2
-    if pixels > _MOST_PIXELS:
-        raise click.UsageError(
-            f"a picture of {pixels:,} pixels is too large: less of --scale or --n"
-        )
     files.make_folder(out.parent)
     picture = images.grid(made, columns=columns, scale=scale)
     images.write_png(out, picture, source=images.GENERATED, overwrite=force)

@@ -243,7 +243,8 @@ def test_pictures_overwrite_only_when_told(
         ("MODEL --out folder.png", r"--out is a file, and folder\.png is a folder"),
         ("MODEL --out text/a.png", "cannot make the folder text: "),
         ("MODEL --out a.png --n 0", "Invalid value for '--n'"),
-        ("MODEL --out a.png --n 10000 --scale 16", "pixels is too large"),
+        ("MODEL --out a.png --n 10000 --scale 16", "pixels is too large: less of --n or --scale"),
+        ("pipe --out a.png", "pipe is not a regular file"),
         ("MODEL --out a.png --seed -1", "Invalid value for '--seed'"),
         ("MODEL", "Missing option '--out'"),
         ("missing", "there is no model file missing"),
@@ -258,10 +259,11 @@ def test_sample_refuses_in_one_line(
     Path("empty").mkdir()
     Path("folder.png").mkdir()
     Path("text").write_text("no model")
+    os.mkfifo("pipe")
     given = arguments.replace("MODEL", str(trained)).split()
     given = ["" if word == "EMPTY" else word for word in given]
     assert re.search(message, fails(["sample", *given], capsys))
-    assert sorted(os.listdir()) == ["empty", "folder.png", "text"]
+    assert sorted(os.listdir()) == ["empty", "folder.png", "pipe", "text"]
 
 
 def test_demo_in_a_folder_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:

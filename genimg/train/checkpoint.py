@@ -164,6 +164,8 @@ def find_model(path: Path) -> Path:
     found = path / MODEL_FILE if path.is_dir() else path
     if not found.exists():
         raise CheckpointError(f"there is no model file {printable(found)}")
+    if not found.is_file():  # reading a pipe would never end
+        raise CheckpointError(f"{printable(found)} is not a regular file")
     return found
 
 
