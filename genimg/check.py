@@ -67,14 +67,15 @@ def devices() -> tuple[str, ...]:
 
 def worst(errors: Iterable[Error]) -> Error:
     """The error that breaks the rule, or else uses most of what it allows."""
-    return max(errors, key=lambda error: error.share)
+    return max(errors, key=lambda error: (not error.ok, error.share))  # a share may be NaN
 
 
 def told(error: Error) -> str:
     """How a result breaks the rule."""
     if error.note:
         return f"{error.result}: {error.note}"
-    return f"{error.result} is off by {error.error:.1e}, {error.allowed:.1e} is allowed"
+    allowed = max(error.allowed, error.bound)
+    return f"{error.result} is off by {error.error:.1e}, {allowed:.1e} is allowed"
 
 
 def reason(error: BaseException) -> str:

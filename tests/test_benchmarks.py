@@ -155,7 +155,7 @@ def test_a_benchmark_that_fails_costs_no_other(tmp_path):
     (tmp_path / "spoil.py").write_text(
         "from types import SimpleNamespace\n"
         "from genimg import bench, check\n"
-        "wrong = SimpleNamespace(ok=False, result='y', error=1, allowed=0, note='')\n"
+        "wrong = SimpleNamespace(ok=False, result='y', error=1, allowed=0, bound=0, note='')\n"
         "check.worst = lambda errors: wrong\n"
         "made = bench.make_step\n"
         "def make_step(op, case, provider, *how):\n"

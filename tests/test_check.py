@@ -8,8 +8,8 @@ import torch
 from genimg import _native
 from genimg.backends import OPS, Op
 from genimg.bench import timed_cases
-from genimg.check import check, check_case, report, taken
-from genimg.testing import Case, normal
+from genimg.check import check, check_case, report, taken, worst
+from genimg.testing import Case, Error, normal
 
 
 def test_every_op_and_kernel_is_seen():
@@ -50,6 +50,11 @@ def test_an_exception_is_a_row_and_the_rest_goes_on():
         "FAILED: probe case on reference in float32: OutOfMemoryError: CUDA out of memory.",
         "1 passed, 1 failed",
     ]
+
+
+def test_a_nan_error_is_the_worst():
+    good, nan = Error("y", 1.0, 1.0, 2.0, 1.0), Error("grad_x", float("nan"), 1.0, 2.0, 1.0)
+    assert worst([good, nan]) is worst([nan, good]) is nan
 
 
 def test_nothing_checked_is_no_success():
