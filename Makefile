@@ -32,6 +32,14 @@ CUDA_PIP = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(CUDA
 NEEDS_GPU := import sys, torch; torch.cuda.is_available() or sys.exit('torch sees no GPU here')
 GPU_NAME := import torch; print('-'.join(torch.cuda.get_device_name().lower().split()))
 
+# A benchmark that fails stands in the report; the exit code tells.
+define run_bench
+mkdir -p "$$(dirname $(1))" && rm -f $(1); failed=0; \
+$(PY) -m pytest benchmarks -c benchmarks/pytest.ini --rootdir=. --benchmark-json=$(1) $(ARGS) || \
+	failed=$$?; \
+$(PY) benchmarks/report.py $(1) || failed=$$?; exit $$failed
+endef
+
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-gpu bench bench-gpu check format lint check-cuda check-cuda-build
 .PHONY: check-barriers check-triton sanitize sanitize-cuda dist clean
@@ -53,17 +61,12 @@ test-gpu: setup  ## run the tests of the ops and kernels on this machine's GPU, 
 	$(PY) benchmarks/gpu_check.py --tools
 
 bench: setup  ## time every op beside PyTorch, into benchmarks/results/local.json
-	@mkdir -p benchmarks/results
-	$(PY) -m pytest benchmarks -c benchmarks/pytest.ini --rootdir=. \
-		--benchmark-json=benchmarks/results/local.json $(ARGS)
-	$(PY) benchmarks/report.py benchmarks/results/local.json
+	@$(call run_bench,benchmarks/results/local.json)
 
 bench-gpu: setup  ## time every op on this machine's GPU, into benchmarks/results/<its name>/
 	@$(PY) -c "$(NEEDS_GPU)"
-	folder=benchmarks/results/$$($(PY) -c "$(GPU_NAME)") && mkdir -p $$folder && \
-	$(PY) -m pytest benchmarks -c benchmarks/pytest.ini --rootdir=. \
-		--benchmark-json=$$folder/results.json $(ARGS) && \
-	$(PY) benchmarks/report.py $$folder/results.json
+	@folder=benchmarks/results/$$($(PY) -c "$(GPU_NAME)") && \
+	$(call run_bench,$$folder/results.json)
 
 check: setup  ## run every case of every op on every backend that this machine has
 	$(BIN)/genimg check $(ARGS)

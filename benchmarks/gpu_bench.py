@@ -118,6 +118,15 @@ def measure(results: Results, seconds: float, arguments: list[str], patience: fl
             print(f"a worker ended with no result: {why}", flush=True)
 
 
+def summary(rows: list[Row]) -> int:
+    """Say which results are wrong, and return the exit code: 1 for those, or if there are none."""
+    wrong = [row for row in rows if row.get("failed", "").startswith("WRONG")]
+    for row in wrong:
+        print(" ".join(f"{value}" for value in row.values()))
+    print(f"{len(rows)} rows, {len(wrong)} of them WRONG", flush=True)
+    return 0 if rows and not wrong else 1
+
+
 def main() -> int:
     """Run the sections; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -140,7 +149,7 @@ def main() -> int:
     arguments = ["--sections", *asked.sections, *(["--tiny"] if asked.tiny else [])]
     results = Results(asked.out)
     measure(results, asked.seconds, arguments, asked.patience)
-    return 0 if results.rows else 1
+    return summary(results.rows)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@
 #   STAGES          of "build check contracts bench sanitize"; a second run can leave out the first ones
 #   SECTIONS        of gpu_bench.py's sections; all
 #
-# Without a GPU it is a rehearsal: the CPU's kernels, the smallest sizes. The exit code is that of the
-# build and the checks: the measurements are made even where a check fails, for each kernel is checked
-# again before it is timed. A failed build costs the CUDA kernels alone.
+# Without a GPU it is a rehearsal: the CPU's kernels, the smallest sizes. The exit code tells of a failed
+# build or check, and of a wrong result among the measurements, which are made even where a check fails:
+# each kernel is checked again before it is timed. A failed build costs the CUDA kernels alone.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from genimg import ops, roofline
 from genimg.backends import OPS, BackendError, Op
 from genimg.bench import eager_function, step
+from genimg.check import reason
 from genimg.testing import Case, Tensors, normal, run
 
 MARK = "@gpu_bench "
@@ -100,13 +101,9 @@ class Out:
                 more["note"] = timed.note
             if names:
                 more["kernels"] = kernel_names(timed.run)
-        except (
-            RuntimeError,
-            ArithmeticError,
-            NotImplementedError,
-            torch.OutOfMemoryError,
-        ) as error:
-            more = {"failed": (str(error).splitlines() or [type(error).__name__])[0][:300]}
+        except Exception as error:  # one row, whatever happens in it, must not cost the others
+            told = isinstance(error, (WrongError, BackendError))
+            more = {"failed": (str(error) if told else reason(error)).split("\n")[0][:300]}
         self.add({**where, **more})
         if "failed" in more and self.device == "cuda":
             torch.cuda.synchronize()  # raises if the device itself failed: a new process goes on

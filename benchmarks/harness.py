@@ -13,9 +13,12 @@ from layers import LAYERS
 from genimg import roofline
 from genimg.backends import OPS, BackendError, Op
 from genimg.bench import PROVIDERS, make_step
-from genimg.check import devices, taken, worst
+from genimg.check import devices, taken, told, worst
 from genimg.testing import Case, Error, prepare
 from genimg.timing import synchronize
+
+WRONG = "WRONG:"
+"""How the reason begins why a result that breaks the tolerance rule has no time."""
 
 DEVICE = devices()[0]
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
@@ -87,8 +90,12 @@ def bound_of(op: Op, case: Case, mode: str) -> dict[str, float]:
 
 
 def time_provider(benchmark: Any, op: Op, case: Case, provider: str, mode: str) -> None:
-    """Time one provider of one case; genimg's must be right first."""
+    """Time one provider of one case; genimg's must be right first.
+
+    conftest.py puts the reason of one that is wrong, or that fails otherwise, into the results.
+    """
     benchmark.group = f"{op.name} {case.name} {mode}"
+    describe(benchmark, op.name, case.name, mode, provider, provider)
     kernel = provider.removesuffix("_channels_last")
     backend = taken(op, case, DTYPE, DEVICE) if provider in GENIMG else kernel
     if backend in ("reference", *op.by_backend):
@@ -96,10 +103,10 @@ def time_provider(benchmark: Any, op: Op, case: Case, provider: str, mode: str) 
             error = check(op, case, backend)
         except BackendError as refusal:
             pytest.skip(str(refusal))
-        assert error.ok, error
+        if not error.ok:
+            pytest.fail(f"{WRONG} {told(error)}", pytrace=False)
         benchmark.extra_info.update(error=error.error, torch_error=error.torch_error)
-    benchmark.extra_info.update(bound_of(op, case, mode))
-    describe(benchmark, op.name, case.name, mode, provider, backend)
+    benchmark.extra_info.update(bound_of(op, case, mode), backend=backend)
     torch._dynamo.reset()
     time_step(benchmark, make_step(op, case, provider, DTYPE, DEVICE, mode))
 

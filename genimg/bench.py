@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from genimg.backends import OPS, Op
-from genimg.check import taken, worst
+from genimg.check import listed, reason, taken, told, worst
 from genimg.testing import Case, Error, Tensors, prepare
 from genimg.timing import interleaved_medians
 
@@ -39,6 +39,23 @@ def eager_reparam_kl(
         return mu, kl
     eps = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
     return mu + torch.exp(0.5 * logvar) * eps, kl
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case without times: its result is wrong, or it ended in an exception.
+
+    ``error`` is None after an exception.
+    """
+
+    op: str
+    case: str
+    backend: str
+    reason: str
+    error: Error | None = None
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.case} on {self.backend}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -147,62 +164,89 @@ def measure(
     device: str = "cpu",
     backward: bool = True,
     seconds: float = 1.0,
-) -> Timing:
-    """Check a case, then time it.
+) -> Timing | Failure:
+    """Check a case, then time it; a wrong result has no speed, and is not timed."""
+    backend, doing = "-", "choosing a backend"
+    try:
+        backend = taken(op, case, dtype, device)
+        doing = "the check"
+        judged = worst(op.compare(case, backend, dtype, device))
+        if not judged.ok:
+            return Failure(op.name, case.name, backend, told(judged), judged)
+        mode = "forward_backward" if backward else "forward"
+        steps = {}
+        for doing in providers:
+            steps[doing] = make_step(op, case, doing, dtype, device, mode)
+            steps[doing]()  # compiles, so that what cannot be compiled is named
+        doing = "the timing"
+        milliseconds = interleaved_medians(steps, device, seconds)
+    except Exception as error:  # one case, whatever happens in it, must not cost the others
+        return Failure(op.name, case.name, backend, f"{doing} ended in {reason(error)}")
+    return Timing(op.name, case.name, backend, milliseconds, judged)
 
-    Raises:
-        ArithmeticError: genimg's result breaks the tolerance rule: a wrong result has no speed.
+
+def report(cases: Iterable[tuple[Op, Case]], say: Callable[[str], None], **how: Any) -> int:
+    """Measure cases, say a row for each as it is done, and at the end what failed.
+
+    Args:
+        cases: as :func:`timed_cases` gives them.
+        say: is told each line.
+        how: for :func:`measure`.
+
+    Returns:
+        How many failed.
     """
-    backend = taken(op, case, dtype, device)
-    error = worst(op.compare(case, backend, dtype, device))
-    if not error.ok:
-        raise ArithmeticError(
-            f"{op.name} {case.name} on {backend}: {error.result} is off by {error.error:.1e}, "
-            f"{error.allowed:.1e} is allowed. {error.note}"
+    say(HEADER)
+    failures = []
+    rows = 0
+    for op, case in cases:
+        result = measure(op, case, **how)
+        say(row(result))
+        rows += 1
+        if isinstance(result, Failure):
+            failures.append(result)
+    if failures:
+        say("")
+        for failure in failures:
+            say(f"FAILED: {failure}")
+        say(
+            f"{len(failures)} of {rows} cases failed; to report them, attach this table and the "
+            "output of `genimg info --json`"
         )
-    steps = {
-        provider: make_step(
-            op, case, provider, dtype, device, "forward_backward" if backward else "forward"
-        )
-        for provider in providers
-    }
-    milliseconds = interleaved_medians(steps, device, seconds)
-    return Timing(op.name, case.name, backend, milliseconds, error)
+    return len(failures)
 
 
-def timed_cases(ops: Iterable[str] | None = None) -> list[tuple[Op, Case]]:
+def timed_cases(ops: Iterable[str] | str | None = None) -> list[tuple[Op, Case]]:
     """The cases worth timing.
 
     Raises:
         ValueError: an unknown op.
     """
-    names = list(OPS) if ops is None else list(ops)
+    names = list(OPS) if ops is None else listed(ops)
     unknown = [name for name in names if name not in OPS]
     if unknown:
         raise ValueError(f"unknown op {unknown[0]!r}; there are {', '.join(OPS)}")
     return [(OPS[name], case) for name in names for case in OPS[name].cases if case.speed]
 
 
-def render(timings: Iterable[Timing]) -> str:
+HEADER = (
+    f"{'op':<17}{'case':<21}{'backend':<11}{'genimg':>10}{'PyTorch':>12}{'faster':>9}"
+    f"{'error':>10}{'PyTorch':>10}"
+)
+
+
+def row(result: Timing | Failure) -> str:
     """Op, case, backend taken, times, how many times faster, relative error beside PyTorch's."""
-    lines = [
-        f"{'op':<17}{'case':<21}{'backend':<11}{'genimg':>10}{'PyTorch':>12}{'faster':>9}"
-        f"{'error':>10}{'PyTorch':>10}"
-    ]
-    for timing in timings:
-        others = {n: ms for n, ms in timing.milliseconds.items() if n != "genimg"}
-        best = min(others, key=lambda name: others[name])
-        error, torch_error = timing.error.relative
-        lines.append(
-            f"{timing.op:<17}{timing.case:<21}{timing.backend:<11}"
-            f"{timing.milliseconds['genimg']:>7.2f} ms{others[best]:>9.2f} ms"
-            f"{timing.ratio:>8.2f}x{error:>10.1e}{torch_error:>10.1e}"
-        )
-    return "\n".join(lines)
-
-
-def demo_table() -> str:
-    """The demo's table: every timed case, forward and backward, against eager PyTorch."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = [measure(op, case, device=device, seconds=0.5) for op, case in timed_cases()]
-    return render(rows)
+    where = f"{result.op:<17}{result.case:<21}{result.backend:<11}"
+    if isinstance(result, Failure):
+        blank = f"{'-':>10}{'-':>12}"
+        if result.error is None:
+            return f"{where}{blank}{'FAILED':>9}{'-':>10}{'-':>10}"
+        error, torch_error = result.error.relative
+        return f"{where}{blank}{'WRONG':>9}{error:>10.1e}{torch_error:>10.1e}"
+    others = {n: ms for n, ms in result.milliseconds.items() if n != "genimg"}
+    error, torch_error = result.error.relative
+    return (
+        f"{where}{result.milliseconds['genimg']:>7.2f} ms{min(others.values()):>9.2f} ms"
+        f"{result.ratio:>8.2f}x{error:>10.1e}{torch_error:>10.1e}"
+    )

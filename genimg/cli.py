@@ -11,9 +11,16 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from genimg import __version__
+from genimg import __version__, terminal
+from genimg.terminal import say
+from genimg.train.threads import MOST_THREADS
 
 _MOST_PIXELS = 10**8  # what viewers open, and Pillow without a warning
+
+BUG = (
+    "genimg: this is a mistake in genimg; please report it with the traceback below, the command, "
+    "and what `genimg info --json` prints"
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,11 +39,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 2 with one line on stderr for what the caller can put right; 1 for a run
-        that came to nothing; 128 plus the signal's number for an interrupted one.
+        that came to nothing, or a result that is wrong; 128 plus the signal's number for an
+        interrupted one, SIGPIPE's where nobody reads the output.
+
+    Raises:
+        Exception: a mistake of genimg's own, after a line that says how to report it.
     """
+    terminal.escape_what_does_not_fit()
     try:
         result = cli.main(arguments, prog_name="genimg", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
@@ -44,33 +57,39 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130)
     except click.ClickException as error:
         return _fail(error.format_message())
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "genimg":
-            raise
-        return _fail(f'this needs {error.name}, which is missing: pip install "genimg[train]"')
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    # The reader of our output has gone, as `head` does; of that click makes a SystemExit.
+    except (BrokenPipeError, SystemExit):
+        return terminal.READER_GONE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
     except Exception as error:
-        return _report(error)
+        code = _report(error)
+        if code is None:
+            terminal.complain(BUG)
+            raise
+        return code
+    finally:
+        terminal.finish()
 
 
 def _fail(message: str, code: int = 2) -> int:
     text = " ".join(message.split())
-    click.echo(f"genimg: {text}", err=True)
+    terminal.complain(f"genimg: {text}")
     return code
 
 
-def _report(error: Exception) -> int:
-    """Prints an error that is the caller's to put right; one that is ours goes on as it is."""
+def _report(error: Exception) -> int | None:
+    """Prints an error that is the caller's to put right; None for one that is ours."""
     from torch import OutOfMemoryError
 
     from genimg.backends import BackendError
     from genimg.train.errors import TrainError
 
+    if isinstance(error, ImportError) and (error.name or "genimg").split(".")[0] != "genimg":
+        if isinstance(error, ModuleNotFoundError):
+            return _fail(f'this needs {error.name}, which is missing: pip install "genimg[train]"')
+        return _fail(f"{error.name} cannot be imported: {error}")
     if isinstance(error, TrainError):
         return _fail(str(error), error.exit_code)
     if isinstance(error, BackendError):
@@ -79,7 +98,46 @@ def _report(error: Exception) -> int:
     memory = isinstance(error, (OutOfMemoryError, MemoryError))
     if memory or "can't allocate memory" in str(error):
         return _fail(f"out of memory: take smaller batches, images or widths ({error})")
-    raise error
+    if "can't start new thread" in str(error):
+        return _fail("this system does not let genimg start a thread; ulimit -u may say how many")
+    return None
+
+
+def _check_environment() -> None:
+    """Refuses variables that would end the command in its middle: they are read at an op's call."""
+    from genimg import _native
+    from genimg.backends import use_backend
+
+    try:
+        with use_backend(os.environ.get("GENIMG_BACKEND") or "auto"):
+            pass
+    except ValueError as error:
+        raise click.UsageError(f"GENIMG_BACKEND: {error}") from error
+    build = _native.build_info()
+    if "isa" in build and build["isa"] not in build["isas"]:
+        raise click.UsageError(build["isa"])  # the complaint about GENIMG_CPU_ISA
+
+
+class _Named(click.ParamType):
+    """A path. An empty one is a variable of a script that is not set, not the current folder."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: Any, context: Any) -> Path:
+        if value == "":
+            self.fail("an empty path", param, context)
+        return Path(value)
+
+
+class _Data(click.ParamType):
+    """``digits``, or a folder."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: Any, context: Any) -> str:
+        if value == "":
+            self.fail("it is empty; 'digits' or a folder is needed", param, context)
+        return str(value)
 
 
 @cli.group()
@@ -89,9 +147,8 @@ def train() -> None:
 
 def _train_options(command: Command) -> Command:
     """The options that both models share. None stands for a default of `Options`."""
-    path = click.Path(path_type=Path)
     shared = [
-        click.option("--data", help="'digits' (the default), or a folder of images."),
+        click.option("--data", type=_Data(), help="'digits' (the default), or a folder of images."),
         click.option("--image-size", type=int, help="Height and width, a multiple of 8.  [32]"),
         click.option("--channels", type=int, help="1 or 3.  [1 for digits, 3 for a folder]"),
         click.option("--preset", help="Topology: article or dcgan.  [article]"),
@@ -105,13 +162,14 @@ def _train_options(command: Command) -> Command:
         click.option("--beta2", type=float, help="Adam's second beta.  [0.999]"),
         click.option("--seed", type=int, help="The same seed gives the same run.  [0]"),
         click.option("--device", help="auto, cpu or cuda.  [auto]"),
-        click.option("--threads", type=int, help="Of the CPU.  [as many as torch takes]"),
+        click.option("--threads", type=click.IntRange(1, MOST_THREADS),
+                     help="Of the CPU.  [as many as torch takes]"),
         click.option("--snapshot-every", type=int, help="Steps between sample grids.  [200]"),
         click.option("--checkpoint-every", type=int, help="Steps between checkpoints.  [500]"),
         click.option("--stats-every", type=int, help="Steps between lines of statistics.  [10]"),
-        click.option("--out", type=path, default=Path("runs"), show_default=True,
+        click.option("--out", type=_Named(), default=Path("runs"), show_default=True,
                      help="Where the numbered run folder is made."),
-        click.option("--resume", type=path, metavar="RUN",
+        click.option("--resume", type=_Named(), metavar="RUN",
                      help="Go on with this run, to the weights of an unbroken one."),
         click.option("--dry-run", is_flag=True, help="Check everything and write nothing."),
     ]  # fmt: skip
@@ -142,7 +200,8 @@ def _train(model: str, given: dict[str, Any]) -> None:
     from genimg.train.options import Options
 
     out, place = given.pop("out"), given.pop("resume")
-    how = {"epochs": given.pop("epochs"), "dry_run": given.pop("dry_run"), "say": click.echo}
+    _check_environment()
+    how = {"epochs": given.pop("epochs"), "dry_run": given.pop("dry_run"), "say": say}
     asked = {name: value for name, value in given.items() if value is not None}
     if how["epochs"] is not None and "steps" in asked:
         raise click.UsageError("--steps and --epochs exclude each other")
@@ -156,10 +215,10 @@ def _train(model: str, given: dict[str, Any]) -> None:
 
 def _picture_options(command: Command) -> Command:
     """The options of commands that write a picture of a model's images."""
-    path = click.Path(path_type=Path)
     shared = [
-        click.argument("model", metavar="MODEL_OR_RUN", type=path),
-        click.option("--out", type=path, required=True, help="The PNG file to write."),
+        click.argument("model", metavar="MODEL_OR_RUN", type=_Named()),
+        # Not required=True: click would miss it before anybody has looked for the model.
+        click.option("--out", type=_Named(), help="The PNG file to write.  [required]"),
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
         click.option("--scale", type=click.IntRange(1, 16), default=1, show_default=True,
                      help="How many pixels high and wide each pixel becomes."),
@@ -177,11 +236,14 @@ def _picture_options(command: Command) -> Command:
     "--n", type=click.IntRange(1, 10_000), default=64, show_default=True, help="How many images."
 )
 @_picture_options
-def sample(model: Path, out: Path, n: int, seed: int, scale: int, device: str, force: bool) -> None:
+def sample(
+    model: Path, out: Path | None, n: int, seed: int, scale: int, device: str, force: bool
+) -> None:
     """Draw images from a model file or the model of a run folder."""
     from genimg.train import sampling
 
-    network = _open(model, out, device, force)
+    out, network = _open(model, out, device, force)
+    _check_size(n, network, scale, "--n")
     _write(out, sampling.draw(network, sampling.latents(n, network, seed)), scale, force)
 
 
@@ -203,7 +265,7 @@ def sample(model: Path, out: Path, n: int, seed: int, scale: int, device: str, f
 @_picture_options
 def interpolate(
     model: Path,
-    out: Path,
+    out: Path | None,
     rows: int,
     steps: int,
     way: str,
@@ -215,57 +277,74 @@ def interpolate(
     """Draw rows of images on the way from one latent vector to another."""
     from genimg.train import sampling
 
-    network = _open(model, out, device, force)
+    out, network = _open(model, out, device, force)
+    _check_size(rows * steps, network, scale, "--rows, --steps")
     a, b = sampling.latents(2 * rows, network, seed).chunk(2)
     z = sampling.interpolate(a, b, steps, spherical=way == "spherical")
     _write(out, sampling.draw(network, z.flatten(0, 1)), scale, force, columns=steps)
 
 
-def _open(model: Path, out: Path, device: str, force: bool) -> Any:
-    """The model; and every reason not to write, before any work is done."""
+def _open(model: Path, out: Path | None, device: str, force: bool) -> tuple[Path, Any]:
+    """Where to write, and the model; and every reason not to write, before any work is done."""
     from genimg.train import checkpoint, files
     from genimg.train.options import Options
 
+    _check_environment()
+    found = checkpoint.find_model(model)
+    if out is None:
+        raise click.UsageError("Missing option '--out', the PNG file to write.")
     if out.suffix.lower() != ".png":
         raise click.UsageError(f"--out is a .png file, not {files.printable(out)}")
     if out.is_dir():
         raise click.UsageError(f"--out is a file, and {files.printable(out)} is a folder")
     if not force:
         files.refuse_existing(out)
+    files.check_folder(out.parent)
     on = Options("gan", device=device).resolved().device
-    return checkpoint.load_model(model, on)
+    return out, checkpoint.load_model(found, on)
+
+
+def _check_size(count: int, network: Any, scale: int, options: str) -> None:
+    pixels = count * (network.config["image_size"] * scale) ** 2
+    if pixels > _MOST_PIXELS:
+        raise click.UsageError(
+            f"a picture of {pixels:,} pixels is too large: less of {options} or --scale"
+        )
 
 
 def _write(out: Path, made: Any, scale: int, force: bool, columns: int | None = None) -> None:
     from genimg.train import files, images
 
-    pixels = made[:, 0].numel() * scale**2
-    if pixels > _MOST_PIXELS:
-        raise click.UsageError(
-            f"a picture of {pixels:,} pixels is too large: less of --scale or --n"
-        )
     files.make_folder(out.parent)
     picture = images.grid(made, columns=columns, scale=scale)
     images.write_png(out, picture, source=images.GENERATED, overwrite=force)
-    click.echo(f"{files.printable(out)}: {len(made)} images, {picture.width}x{picture.height}")
+    say(f"{files.printable(out)}: {len(made)} images, {picture.width}x{picture.height}")
 
 
 @cli.command()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=_Named(),
     default=Path("out/demo"),
     show_default=True,
     help="The folder to write to.",
 )
-def demo(out: Path) -> None:
+def demo(out: Path) -> int:
     """Train a VAE and a GAN on digits, and show every op beside PyTorch's."""
-    from genimg.bench import demo_table
+    from genimg import bench as timing
+    from genimg.check import devices
     from genimg.train import demo as demonstration
+    from genimg.train.errors import NonFiniteError
 
-    demonstration.run(out, say=click.echo)
-    click.echo()
-    click.echo(demo_table())
+    _check_environment()
+    failed = 0
+    try:
+        demonstration.run(out, say=say)
+    except NonFiniteError as error:  # the ops can be shown all the same
+        failed = _fail(str(error), error.exit_code)
+    say()
+    rows = timing.report(timing.timed_cases(), say, device=devices()[0], seconds=0.5)
+    return 1 if failed or rows else 0
 
 
 @cli.command()
@@ -289,39 +368,37 @@ def check(op: tuple[str, ...], backend: tuple[str, ...], slow: bool) -> int:
     """Run every case of every op on every backend, and print its error beside PyTorch's."""
     from genimg import check as checking
 
+    _check_environment()
     try:
         rows = checking.check(op or None, backend or None, slow=slow)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    click.echo(checking.HEADER)
-    seen: list[checking.Row] = []
-    for row in rows:
-        seen.append(row)
-        click.echo(str(row))
-    failed = sum(not row.ok for row in seen)
-    click.echo(f"{len(seen) - failed} passed, {failed} failed")
-    return 1 if failed else 0
+    return 1 if checking.report(rows, say) else 0
 
 
 @cli.command()
 @_several("--op", "An op to time")
 @click.option("--forward", is_flag=True, help="The forward pass alone.")
 @click.option("--compile", "compiled", is_flag=True, help="Beside torch.compile, too (slow).")
-@click.option("--seconds", type=click.FloatRange(min=0), default=1.0, show_default=True,
+@click.option("--seconds", type=click.FloatRange(0, 3600), default=1.0, show_default=True,
               help="For each case.")  # fmt: skip
-def bench(op: tuple[str, ...], forward: bool, compiled: bool, seconds: float) -> None:
+def bench(op: tuple[str, ...], forward: bool, compiled: bool, seconds: float) -> int:
     """Time every op beside the best mode of PyTorch, after checking its result."""
     from genimg import bench as timing
     from genimg.check import devices
 
+    _check_environment()
     try:
         cases = timing.timed_cases(op or None)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     providers = [name for name in timing.PROVIDERS if compiled or not name.startswith("compile")]
-    device = devices()[0]
-    timings = [
-        timing.measure(*entry, providers, device=device, backward=not forward, seconds=seconds)
-        for entry in cases
-    ]
-    click.echo(timing.render(timings))
+    failed = timing.report(
+        cases,
+        say,
+        providers=providers,
+        device=devices()[0],
+        backward=not forward,
+        seconds=seconds,
+    )
+    return 1 if failed else 0

@@ -10,7 +10,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 import genimg
-from genimg import _native
+from genimg import _native, terminal
 from genimg.backends import BACKENDS, OPS, REFERENCE
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.machine import cpu_name
@@ -142,7 +141,9 @@ def _version_of(path: str) -> str | None:
 def _output(*command: str) -> str:
     """What a program prints, nothing if it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=20, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
@@ -263,9 +264,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     asked = parser.parse_args(argv)
+    terminal.escape_what_does_not_fit()
     facts = collect()
     try:
-        print(json.dumps(facts, indent=2) if asked.json else render(facts), flush=True)
+        terminal.say(json.dumps(facts, indent=2) if asked.json else render(facts))
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return terminal.READER_GONE
+    except OSError as error:
+        terminal.complain(f"genimg: {error.strerror or error}")
+        return 2
+    finally:
+        terminal.finish()
     return 0

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,35 @@ def test_report_of_a_gpu():
     )
 
 
+def test_report_of_failures(tmp_path, capsys):
+    """The others keep their times; no speed is claimed where genimg is wrong."""
+    results = tmp_path / "results.json"
+    rows = [
+        entry("relu a forward", "eager", 0.002, "eager"),
+        entry("relu a forward", "genimg_channels_last", 0.001),
+        entry("relu b forward", "genimg", 0.001),
+        entry("relu b forward", "eager", 0.002, "eager"),
+    ]
+    failures = [
+        {"group": "relu a forward", "provider": "genimg", "backend": "cpu", "reason": "WRONG: y"},
+        {"group": "relu b forward", "provider": "compile", "backend": "", "reason": "OSError: x"},
+        {"group": "relu c forward", "provider": "genimg", "backend": "cpu", "reason": "WRONG: z"},
+    ]
+    results.write_text(json.dumps({"benchmarks": rows, "failures": failures}))
+    assert load().main([str(results)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:5] == [
+        "| relu a forward | eager | WRONG | 1.000 | 2.000 |  |  |  | WRONG |",
+        "| relu b forward | cpu | 1.000 |  | 2.000 | FAILED |  |  | 2.00 (eager) |",
+        "| relu c forward | cpu | WRONG |  |  |  |  |  | WRONG |",
+    ]
+    assert lines[-3:] == [
+        "- relu a forward, genimg: WRONG: y",
+        "- relu b forward, compile: OSError: x",
+        "- relu c forward, genimg: WRONG: z",
+    ]
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"benchmarks": []}', "[1]"])
 def test_report_refuses_other_files(tmp_path, capsys, text):
     results = tmp_path / "results.json"
@@ -83,10 +113,11 @@ def test_report_refuses_other_files(tmp_path, capsys, text):
     assert load().main([str(tmp_path / "missing.json")]) == 2
 
 
-def test_one_benchmark_runs(tmp_path):
-    """pytest-benchmark on one case, and the report of its file."""
-    results = tmp_path / "results.json"
-    done = subprocess.run(
+def run_benchmarks(results, *more, **environment):
+    """pytest-benchmark on one case, genimg beside eager PyTorch."""
+    # Told of pytest-xdist, pytest-benchmark would time nothing.
+    here = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_INT", "PYTEST_"))}
+    return subprocess.run(
         [
             sys.executable,
             "-m",
@@ -98,13 +129,19 @@ def test_one_benchmark_runs(tmp_path):
             f"--benchmark-json={results}",
             "-k",
             "vae_step-forward_backward and (genimg or eager) and not compile",
+            *more,
         ],
         capture_output=True,
         text=True,
         timeout=300,
-        # Told of pytest-xdist, pytest-benchmark would time nothing.
-        env={k: v for k, v in os.environ.items() if not k.startswith(("TRITON_INT", "PYTEST_"))},
+        env={**here, **environment},
     )
+
+
+def test_one_benchmark_runs(tmp_path):
+    """And the report of its file."""
+    results = tmp_path / "results.json"
+    done = run_benchmarks(results)
     assert done.returncode == 0, done.stdout + done.stderr
     groups = load().load(results)
     assert list(groups) == ["reparam_kl vae_step forward_backward"]
@@ -113,14 +150,56 @@ def test_one_benchmark_runs(tmp_path):
     assert all(row["ms"] > 0 and row["bound_ms"] > 0 for row in rows.values())
 
 
+def test_a_benchmark_that_fails_costs_no_other(tmp_path):
+    """One is wrong, one raises; the results have both reasons, and the third one's time."""
+    (tmp_path / "spoil.py").write_text(
+        "from types import SimpleNamespace\n"
+        "from genimg import bench, check\n"
+        "wrong = SimpleNamespace(ok=False, result='y', error=1, allowed=0, bound=0, note='')\n"
+        "check.worst = lambda errors: wrong\n"
+        "made = bench.make_step\n"
+        "def make_step(op, case, provider, *how):\n"
+        "    if provider == 'eager_channels_last': raise MemoryError('none is left')\n"
+        "    return made(op, case, provider, *how)\n"
+        "bench.make_step = make_step\n"
+    )
+    done = run_benchmarks(tmp_path / "results.json", "-p", "spoil", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1, done.stdout + done.stderr
+    groups = load().load(tmp_path / "results.json")
+    (rows,) = groups.values()
+    assert {name: row.get("reason") for name, row in rows.items()} == {
+        "genimg": "WRONG: y is off by 1.0e+00, 0.0e+00 is allowed",
+        "eager": None,
+        "eager_channels_last": "MemoryError: none is left",
+    }
+    assert rows["eager"]["ms"] > 0
+
+
 def test_a_wrong_result_has_no_speed():
     case = Case("wrong", "", lambda g: {"x": normal(g, 5)}, lambda op, t: op(t["x"]))
     op = Op("wrong", lambda x, backend=None: x * 1.01, lambda x: x * 1.0, (case,))
     try:
-        with pytest.raises(ArithmeticError, match="wrong wrong on reference: .* is off by"):
-            bench.measure(op, case)
+        failure = bench.measure(op, case)
     finally:
         del OPS["wrong"]
+    assert isinstance(failure, bench.Failure)
+    assert re.match("wrong wrong on reference: (y|grad_x) is off by ", str(failure))
+    assert not failure.error.ok
+    assert bench.row(failure).split()[3:6] == ["-", "-", "WRONG"]
+
+
+def test_what_cannot_be_timed_is_named(monkeypatch):
+    """As torch.compile where there is no C++ compiler."""
+    op = OPS["leaky_relu"]
+    case = next(case for case in op.cases if case.name == "discriminator_layer")
+
+    def no_compiler(function):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    failure = bench.measure(op, case, ("genimg", "compile"), seconds=0)
+    assert failure.reason == "compile ended in RuntimeError: no compiler"
+    assert "FAILED" in bench.row(failure)
 
 
 def test_measure_and_render():
@@ -129,7 +208,7 @@ def test_measure_and_render():
     timing = bench.measure(op, case, seconds=0.01)
     assert set(timing.milliseconds) == {"genimg", "eager"}
     assert timing.ratio == timing.milliseconds["eager"] / timing.milliseconds["genimg"]
-    assert "discriminator_layer" in bench.render([timing])
+    assert f"{timing.ratio:.2f}x" in bench.row(timing)
 
 
 def test_eager_reparam_kl_is_the_textbook_s():

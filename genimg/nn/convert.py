@@ -86,7 +86,7 @@ class Report:
 def convert(
     model: torch.nn.Module,
     *,
-    ops: Iterable[str] | None = None,
+    ops: Iterable[str] | str | None = None,
     fuse: bool = True,
     strict: bool = False,
 ) -> Report:
@@ -110,7 +110,7 @@ def convert(
 
     Args:
         model: any module.
-        ops: the ops to use, of ``conv2d``, ``conv_transpose2d``, ``batch_norm_act``,
+        ops: the ops to use, or one, of ``conv2d``, ``conv_transpose2d``, ``batch_norm_act``,
             ``leaky_relu`` and ``conv_stack`` (the fusion in a Sequential); None is all.
         fuse: False leaves every Sequential as it is.
         strict: raise instead of leaving a layer alone.
@@ -125,7 +125,7 @@ def convert(
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"convert: expected a torch.nn.Module, but got {type(model).__name__}")
-    wanted = _OPS if ops is None else tuple(ops)
+    wanted = _OPS if ops is None else (ops,) if isinstance(ops, str) else tuple(ops)
     unknown = [op for op in wanted if op not in _OPS]
     if unknown:
         raise ValueError(f"convert: unknown op {unknown[0]!r}; there are {', '.join(_OPS)}")

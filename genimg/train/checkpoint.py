@@ -155,6 +155,20 @@ def save_model(path: Path, model: gan.Generator | vae.VAE) -> None:
     write_whole(path, safetensors.torch.save(tensors, metadata))
 
 
+def find_model(path: Path) -> Path:
+    """The model file that ``path``, a file or a run folder, means.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    found = path / MODEL_FILE if path.is_dir() else path
+    if not found.exists():
+        raise CheckpointError(f"there is no model file {printable(found)}")
+    if not found.is_file():  # reading a pipe would never end
+        raise CheckpointError(f"{printable(found)} is not a regular file")
+    return found
+
+
 def load_model(path: Path, device: torch.device | str = "cpu") -> gan.Generator | vae.VAE:
     """Builds the model in a model file or in a run folder, in eval mode.
 
@@ -164,10 +178,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> gan.Generator 
     import safetensors
     import safetensors.torch
 
-    if path.is_dir():
-        path = path / MODEL_FILE
-    if not path.exists():
-        raise CheckpointError(f"there is no model file {printable(path)}")
+    path = find_model(path)
     try:
         content = path.read_bytes()
         length = int.from_bytes(content[:8], "little")

@@ -21,14 +21,19 @@ from torch import Tensor
 
 from genimg.train.errors import DataError
 from genimg.train.files import printable, reason
+from genimg.train.folder import is_run
+from genimg.train.images import SOFTWARE
 
 IN_MEMORY_BYTES = 2**30
 """Up to this size the images of a folder stay in memory, as uint8; beyond it they are read again
 whenever their turn comes."""
 
+_MOST_DIGITS_BYTES = 4 * 2**30
+
 # Raster formats only: Pillow would hand PostScript to an interpreter, and formats without a
 # signature, such as TGA, take any file for theirs.
 _FORMATS = {"PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000"}
+_BITS_PER_SAMPLE = 258  # TIFF's tag
 _CHUNK = 256
 
 
@@ -118,17 +123,25 @@ def open_images(source: str, *, size: int, channels: int | None = None) -> Image
 
 
 def digits(*, size: int, channels: int = 1) -> Images:
-    """scikit-learn's 1,797 scanned digits of 8x8 pixels, enlarged by bicubic interpolation."""
+    """scikit-learn's 1,797 scanned digits of 8x8 pixels, enlarged by bicubic interpolation.
+
+    Raises:
+        DataError: if they are to be so large that they would not fit into memory.
+    """
     from sklearn.datasets import load_digits
 
     scans = load_digits().images.astype(np.float32) * (255 / 16)  # [1797, 8, 8], values 0..16
-    enlarged = np.stack(
-        [
-            np.asarray(Image.fromarray(s).resize((size, size), Image.Resampling.BICUBIC))
-            for s in scans
-        ]
-    )
-    grey = torch.from_numpy(enlarged.round().clip(0, 255).astype(np.uint8))  # [N, H, W]
+    needed = len(scans) * channels * size**2
+    if needed > _MOST_DIGITS_BYTES:
+        raise DataError(
+            f"the digits, scans of 8x8 pixels, would take {needed / 2**30:.1f} GiB at "
+            f"{size}x{size}: take a smaller --image-size"
+        )
+    enlarged = np.empty((len(scans), size, size), np.uint8)
+    for into, scan in zip(enlarged, scans, strict=True):
+        image = Image.fromarray(scan).resize((size, size), Image.Resampling.BICUBIC)
+        into[:] = np.asarray(image).round().clip(0, 255)
+    grey = torch.from_numpy(enlarged)  # [N, H, W]
     pixels = grey[:, None].expand(-1, channels, -1, -1).contiguous()
     fingerprint = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
     return Images("digits", pixels, size=size, channels=channels, fingerprint=fingerprint)
@@ -139,11 +152,11 @@ def folder(
 ) -> Images:
     """The images in a folder, at any depth, in the order of their names.
 
-    Each is turned as its EXIF orientation says, its transparent parts are laid on white, 16-bit
-    greys become 8-bit ones, and its centre is cut out and resized (Lanczos) to ``size``. Hidden
-    files are passed over. Links are followed, each folder being entered once. A file that is no
-    image, or a broken one, goes to ``skipped``, as does one with more pixels than
-    ``PIL.Image.MAX_IMAGE_PIXELS``.
+    Each is turned as its EXIF orientation says, its transparent parts are laid on white, greys of 9
+    to 16 bits become 8-bit ones, and its centre is cut out and resized (Lanczos) to ``size``.
+    Hidden files and the folders of runs are passed over. Links are followed, each folder being
+    entered once. A file that is no image, or a broken one, goes to ``skipped``, as does one with
+    more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``, and a picture that genimg wrote.
 
     Args:
         root: the folder.
@@ -210,7 +223,11 @@ def _walk(root: Path) -> tuple[list[Path], list[Skipped]]:
             folders.clear()
             continue
         entered.add((about.st_dev, about.st_ino))
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        # With runs/ below the data, a run would learn from its own pictures, and find other data
+        # when it goes on.
+        folders[:] = sorted(
+            f for f in folders if not f.startswith(".") and not is_run(Path(here, f))
+        )
         for file in files:
             path = Path(here, file)
             if file.startswith("."):
@@ -247,8 +264,10 @@ def _read(path: Path, size: int, channels: int) -> np.ndarray | str:
     """uint8 ``[C, size, size]``, or the reason why there is none."""
     try:
         with Image.open(path, formats=_formats()) as opened:
+            if opened.info.get("Software") == SOFTWARE:
+                return "a picture that genimg wrote"
             mode = "L" if channels == 1 else "RGB"
-            image = _opaque(ImageOps.exif_transpose(opened), mode)
+            image = _opaque(ImageOps.exif_transpose(opened), mode, _peak(opened))
             image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     # Decoders of damaged files raise nearly anything: OSError, ValueError, SyntaxError,
     # struct.error, IndexError, ZeroDivisionError, ... One file must not end the run.
@@ -260,11 +279,22 @@ def _read(path: Path, size: int, channels: int) -> np.ndarray | str:
     return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
 
 
-def _opaque(image: Image.Image, mode: str) -> Image.Image:
+def _peak(opened: Image.Image) -> int | None:
+    """White, in the values of a grey image with more than 8 bits; None for any other."""
+    if opened.mode.startswith("I;16"):
+        # Pillow scales 10 and 12 bits to 16 itself, but for those of a TIFF.
+        bits = getattr(opened, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+        return 2 ** int(bits[0]) - 1
+    if opened.mode == "I" and opened.format == "PPM":  # scaled to 16 bits, whatever its maxval is
+        return 65535
+    return None
+
+
+def _opaque(image: Image.Image, mode: str, peak: int | None) -> Image.Image:
     """``image`` in ``mode`` (L or RGB), with 8 bits and laid on white where it is transparent."""
-    if image.mode.startswith("I;16"):
+    if peak is not None:
         grey = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(((grey * 510 + peak) // (2 * peak)).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no known range")
     if image.mode in ("RGBa", "La"):

@@ -22,7 +22,7 @@ from genimg.train.data import Images, Order, open_images
 from genimg.train.errors import NonFiniteError
 from genimg.train.files import held, make_folder, printable, remove_stale, write_whole
 from genimg.train.gan import GANTrainer
-from genimg.train.images import COMPOSITE, Block, sheet, write_png
+from genimg.train.images import COMPOSITE, SOFTWARE, Block, sheet, write_png
 from genimg.train.options import Options
 from genimg.train.progress import Progress
 from genimg.train.run import build_trainer
@@ -174,5 +174,5 @@ def _plot(path: Path, vae: dict[str, list[float]], gan: dict[str, list[float]]) 
     panels[0].set_yscale("log")
     panels[2].set_ylim(0, 1)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": "genimg"})
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": SOFTWARE})
     write_whole(path, buffer.getvalue())

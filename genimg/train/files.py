@@ -43,6 +43,15 @@ def make_folder(path: Path) -> None:
         raise FileError(f"cannot write to the folder {printable(path)}: Permission denied")
 
 
+def check_folder(path: Path) -> None:
+    """Raises `FileError` if `make_folder` could not make ``path``, as far as can be seen before."""
+    above = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if not above.is_dir():
+        raise FileError(f"cannot make the folder {printable(path)}: Not a directory")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise FileError(f"cannot write to the folder {printable(above)}: Permission denied")
+
+
 def sync_folder(folder: Path) -> None:
     """Flushes the folder's entries, so that a rename outlives a power cut."""
     if os.name == "nt":  # a directory has no descriptor there

@@ -23,7 +23,13 @@ from typing import Any
 from genimg.train.errors import FileError
 from genimg.train.files import held, make_folder, printable, reason, write_whole
 
+OPTIONS_FILE = "options.json"
 _NUMBERED = re.compile(r"(\d{5,})-")
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``path`` is the folder of a run."""
+    return _NUMBERED.match(path.name) is not None and (path / OPTIONS_FILE).is_file()
 
 
 def next_name(out: Path, name: str) -> str:

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from genimg.train.files import write_whole
 
+SOFTWARE = "genimg"
+"""The PNG text "Software" of every picture that genimg writes; a run does not learn from those."""
+
 GENERATED = "trainedAlgorithmicMedia"
 COMPOSITE = "compositeWithTrainedAlgorithmicMedia"
 """IPTC's digital source types: made by a model; and images of a model beside others."""
@@ -97,7 +100,7 @@ def write_png(
         FileError: if it cannot be written, or exists and ``overwrite`` is false.
     """
     about = PngInfo()
-    about.add_text("Software", "genimg")
+    about.add_text("Software", SOFTWARE)
     if source is not None:
         about.add_itxt("XML:com.adobe.xmp", _XMP.format(source))
     buffer = io.BytesIO()

@@ -12,9 +12,13 @@ import torch
 
 from genimg.train.errors import OptionError
 from genimg.train.losses import GAN_LOSSES, RECONSTRUCTIONS
+from genimg.train.threads import MOST_THREADS
 
 MODELS = ("gan", "vae")
 PRESETS = ("article", "dcgan")
+_MOST_PIXELS = 4096  # height and width: a single image of it takes 200 MB as float32
+_MOST_VALUES = 2**20  # far more than memory has room for, and no product of them overflows
+_MOST_RATE = 1e38  # of float32
 CHANGEABLE = (
     "data",
     "steps",
@@ -71,9 +75,11 @@ class Options:
         def among(name: str, values: tuple[Any, ...]) -> None:
             need(getattr(self, name) in values, name, f"one of {', '.join(map(str, values))}")
 
-        def whole(name: str, least: int = 1) -> None:
+        def whole(name: str, least: int = 1, most: float = math.inf) -> None:
             value = getattr(self, name)
-            need(isinstance(value, int) and value >= least, name, f"a whole number from {least} on")
+            to = "on" if most == math.inf else f"to {most}"
+            ok = isinstance(value, int) and least <= value <= most
+            need(ok, name, f"a whole number from {least} {to}")
 
         among("model", MODELS)
         among("preset", PRESETS)
@@ -82,17 +88,23 @@ class Options:
         among("device", ("auto", "cpu", "cuda"))
         if self.channels is not None:
             among("channels", (1, 3))
-        for name in ("width", "latent_dim", "threads"):
+        need(self.data != "", "data", "'digits' or a folder")
+        for name, most in (
+            ("width", _MOST_VALUES),
+            ("latent_dim", _MOST_VALUES),
+            ("threads", MOST_THREADS),
+        ):
             if getattr(self, name) is not None:
-                whole(name)
-        for name in ("image_size", "steps", "snapshot_every", "checkpoint_every", "stats_every"):
+                whole(name, most=most)
+        whole("image_size", most=_MOST_PIXELS)
+        for name in ("steps", "snapshot_every", "checkpoint_every", "stats_every"):
             whole(name)
         need(self.image_size % 8 == 0, "image_size", "a multiple of 8")
         # Batch norm over a single value would have no variance.
         whole("batch_size", least=2)
         whole("seed", least=0)
         need(self.seed < 2**63, "seed", "below 2**63")
-        need(math.isfinite(self.lr) and self.lr > 0, "lr", "above 0")
+        need(0 < self.lr < _MOST_RATE, "lr", f"above 0 and below {_MOST_RATE:g}")
         need(0 <= self.beta1 < 1, "beta1", "from 0 to below 1")
         need(0 <= self.beta2 < 1, "beta2", "from 0 to below 1")
         need(math.isfinite(self.beta) and self.beta >= 0, "beta", "0 or more")
@@ -109,7 +121,7 @@ class Options:
         elif device == "cuda" and not torch.cuda.is_available():
             raise OptionError("--device cuda: torch finds no CUDA device here")
         data = self.data if self.data == "digits" else os.path.abspath(self.data)
-        threads = self.threads or torch.get_num_threads()
+        threads = self.threads or min(torch.get_num_threads(), MOST_THREADS)
         return dataclasses.replace(self, device=device, data=data, threads=threads)
 
     def told(self) -> dict[str, Any]:

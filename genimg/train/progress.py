@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -39,10 +40,10 @@ class Progress:
         self._total = total
         self._batch_size = batch_size
         self._label = label
-        self._stream = sys.stderr if stream is None else stream
+        self._stream: TextIO | None = sys.stderr if stream is None else stream
         self._interval = interval
         self._bar: tqdm | None = None
-        if self._stream.isatty():
+        if self._stream is not None and self._stream.isatty():  # None: stderr is closed
             size = shutil.get_terminal_size()
             self._bar = tqdm(
                 total=total,
@@ -97,4 +98,5 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                self._bar.close()

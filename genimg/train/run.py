@@ -25,13 +25,14 @@ from genimg.train.errors import (
     NonFiniteError,
     OptionError,
 )
-from genimg.train.files import held, printable, remove_stale
+from genimg.train.files import check_folder, held, printable, reason, remove_stale
 from genimg.train.gan import GANTrainer
 from genimg.train.images import GENERATED, grid, write_png
 from genimg.train.interrupt import Interrupt
 from genimg.train.options import Options
 from genimg.train.progress import Progress
 from genimg.train.sampling import latents, seed_for
+from genimg.train.threads import start_threads
 from genimg.train.vae import VAETrainer
 
 Say = Callable[[str], None]
@@ -62,6 +63,7 @@ def start(
     Raises:
         TrainError: one of `genimg.train.errors`.
     """
+    check_folder(out)
     run = Run(options, say=say)
     if epochs is not None:
         steps = epochs * run.order.batches
@@ -72,10 +74,11 @@ def start(
         say(f"dry run: would train in {printable(out / folder.next_name(out, name))}")
         return None
     place = folder.create(out, name)
-    with held(place):
-        say(f"writing to {printable(place)}")
+    with held(place), Interrupt() as interrupt:
+        with interrupt.writing():
+            say(f"writing to {printable(place)}")
         run.write_options(place)
-        run.train(place)
+        run.train(place, interrupt)
     return place
 
 
@@ -113,7 +116,7 @@ def resume(
         path, state = checkpoint.load_newest(place, say)
         try:
             options = Options(**state["options"])
-        except TypeError as error:
+        except (TypeError, KeyError) as error:
             raise CheckpointError(f"{printable(path)} is of another version of genimg") from error
         if options.model != model:
             raise OptionError(f"{printable(place)} is a run of a {options.model}, not of a {model}")
@@ -131,8 +134,9 @@ def resume(
         if dry_run:
             say(f"dry run: would go on in {printable(place)}")
             return None
-        run.write_options(place)
-        run.train(place)
+        with Interrupt() as interrupt:
+            run.write_options(place)
+            run.train(place, interrupt)
     return place
 
 
@@ -200,7 +204,7 @@ class Run:
 
     def __init__(self, options: Options, *, say: Say = print) -> None:
         options = options.resolved()
-        torch.set_num_threads(options.threads or 1)
+        start_threads(options.threads or 1)
         self.images = open_images(options.data, size=options.image_size, channels=options.channels)
         _tell_skipped(self.images, say)
         order_seed = seed_for(options.seed, "order")
@@ -240,7 +244,7 @@ class Run:
             "data": data,
             "torch": torch.__version__,
         }
-        folder.write_json(place / "options.json", about)
+        folder.write_json(place / folder.OPTIONS_FILE, about)
 
     def state_dict(self) -> dict[str, Any]:
         """All that `restore` needs."""
@@ -262,28 +266,38 @@ class Run:
 
         Raises:
             DataError: if the data are not what they were.
+            CheckpointError: if it is one of other networks.
         """
         if state["data"] != self.images.fingerprint:
             raise DataError(
                 f"the images in {printable(self.options.data)} are not those that the run began "
                 "with: it cannot go on"
             )
-        self.trainer.load_state_dict(state["trainer"])
+        try:
+            self.trainer.load_state_dict(state["trainer"])
+            self.order.load_state_dict(state["order"])
+            self._means.sums = dict(state["means"]["sums"])
+            self._means.count = state["means"]["count"]
+            torch.set_rng_state(state["rng"]["torch"])
+            if self.options.device == "cuda":
+                torch.cuda.set_rng_state(state["rng"]["cuda"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            text = f"{printable(path)} is of another version of genimg: {reason(error)}"
+            raise CheckpointError(text) from error
         self.trainer.set_lr(self.options.lr)
-        self.order.load_state_dict(state["order"])
-        self._means.sums = dict(state["means"]["sums"])
-        self._means.count = state["means"]["count"]
-        torch.set_rng_state(state["rng"]["torch"])
-        if self.options.device == "cuda":
-            torch.cuda.set_rng_state(state["rng"]["cuda"])
         self.step = state["step"]
         self._saved = path
 
-    def train(self, place: Path) -> None:
+    def train(self, place: Path, interrupt: Interrupt) -> None:
         """Takes the steps that are left, and leaves in ``place`` what there is to keep.
 
+        Args:
+            place: the run's folder.
+            interrupt: says after which step to stop.
+
         Raises:
-            InterruptedRunError: after SIGINT or SIGTERM; a checkpoint of the last step is there.
+            InterruptedRunError: after a signal, or where nobody reads the output any more; a
+                checkpoint of the last step is there.
             NonFiniteError: for a loss or weight that is not finite.
             FileError: if something cannot be written.
         """
@@ -292,7 +306,7 @@ class Run:
         reals = self.images.batch(torch.arange(min(len(self.images), _SHOWN)))
         progress = Progress(options.steps, initial=self.step, batch_size=options.batch_size)
         log = folder.StatsLog(place / "stats.jsonl", step=self.step)
-        with Interrupt() as interrupt, log, progress:
+        with log, progress:
             if self.step == 0:
                 write_png(place / "reals.png", grid(reals))
                 self._snapshot(place, z, reals)
@@ -309,7 +323,8 @@ class Run:
                 save = self.step % options.checkpoint_every == 0 or last
                 if self._read_every_step or line or show or save:
                     self._read_losses()
-                    progress.update(self.step, self._latest)
+                    with interrupt.writing():
+                        progress.update(self.step, self._latest)
                 if line:
                     now = time.monotonic()
                     rate = (self.step - since) * options.batch_size / max(now - then, 1e-9)

@@ -127,6 +127,15 @@ def test_ops_and_fuse_limit_it():
         genimg.convert(model, ops=["conv3d"])
 
 
+def test_one_op_may_be_named_without_a_list():
+    model = dcgan_generator()
+    genimg.convert(model, ops="conv_transpose2d")
+    assert type(model[0]) is genimg.nn.ConvTranspose2d
+    assert type(model[1]) is nn.BatchNorm2d
+    with pytest.raises(ValueError, match="unknown op 'conv3d'; there are conv2d"):
+        genimg.convert(model, ops="conv3d")
+
+
 def test_a_single_layer_is_a_model():
     layer = nn.Conv2d(3, 4, 3)
     genimg.convert(layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from genimg.train import data
 from genimg.train.data import Order, open_images
 from genimg.train.errors import DataError
+from genimg.train.images import GENERATED, grid, write_png
 
 
 def level(images: data.Images, index: int = 0) -> list[int]:
@@ -94,6 +96,79 @@ def test_16_bits_are_scaled_not_cut_off(tmp_path: Path) -> None:
     ramp = np.tile(np.linspace(0, 65535, 8).astype(np.uint16), (8, 1))
     x = one(tmp_path, Image.fromarray(ramp)).batch(torch.tensor([0]))
     torch.testing.assert_close(x[0, 0, 0], torch.linspace(-1, 1, 8), atol=0.005, rtol=0)
+
+
+def netpbm(path: Path, magic: str, maxval: int, values: np.ndarray) -> None:
+    """A file as the format is defined: decimal numbers, or one or two bytes, big end first."""
+    height, width = values.shape[:2]
+    header = f"{magic}\n# a comment\n{width} {height}\n{maxval}\n".encode()
+    if magic in ("P2", "P3"):
+        path.write_bytes(header + " ".join(map(str, values.flatten())).encode() + b"\n")
+    else:
+        path.write_bytes(header + values.astype(">u2" if maxval > 255 else "u1").tobytes())
+
+
+@pytest.mark.parametrize("maxval", [1, 15, 255, 256, 1023, 4095, 65535])
+@pytest.mark.parametrize("magic", ["P2", "P3", "P5", "P6"])
+def test_netpbm_of_any_range(tmp_path: Path, magic: str, maxval: int) -> None:
+    shape = (8, 8, 3) if magic in ("P3", "P6") else (8, 8)
+    values = np.random.default_rng(0).integers(0, maxval + 1, shape)
+    values[0, 0], values[0, 1] = 0, maxval
+    netpbm(tmp_path / "a.pnm", magic, maxval, values)
+    images = open_images(str(tmp_path), size=8)
+    assert not images.skipped
+    expected = torch.from_numpy(values / maxval * 2 - 1).float()
+    expected = expected.permute(2, 0, 1) if values.ndim == 3 else expected.expand(3, -1, -1)
+    step = 2 / 255
+    torch.testing.assert_close(
+        images.batch(torch.tensor([0]))[0], expected, atol=step / 2 + 1e-4, rtol=0
+    )
+
+
+def test_netpbm_that_is_cut_off_is_skipped(tmp_path: Path) -> None:
+    netpbm(tmp_path / "good.pgm", "P5", 1023, np.full((8, 8), 512))
+    whole = (tmp_path / "good.pgm").read_bytes()
+    (tmp_path / "cut.pgm").write_bytes(whole[:-9])
+    assert [s.file for s in open_images(str(tmp_path), size=8).skipped] == ["cut.pgm"]
+
+
+def test_tiff_of_12_bits(tmp_path: Path) -> None:
+    """A strip of 8x8 values of 12 bits, two in three bytes; Pillow does not scale them."""
+    row = np.linspace(0, 4095, 8).round().astype(int)
+    packed = b"".join(int(a << 12 | b).to_bytes(3, "big") for a, b in row.reshape(-1, 2)) * 8
+    tags = [(256, 8), (257, 8), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 8)]
+    tags.append((279, len(packed)))
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    header = b"II*\0" + struct.pack("<I", 8 + len(packed))
+    (tmp_path / "a.tiff").write_bytes(header + packed + directory)
+    x = open_images(str(tmp_path), size=8).batch(torch.tensor([0]))
+    torch.testing.assert_close(x[0, 0, 0], torch.linspace(-1, 1, 8), atol=0.005, rtol=0)
+
+
+def test_pictures_of_genimg_are_no_data(tmp_path: Path) -> None:
+    """Wherever they are, and whatever they are called; a run's folder is not even entered."""
+    noise(tmp_path / "photo.png")
+    images = torch.rand(4, 3, 8, 8)
+    write_png(tmp_path / "sample.png", grid(images), source=GENERATED)
+    write_png(tmp_path / "reals.jpg", grid(images))
+    run = tmp_path / "runs" / "00001-gan-photos"
+    run.mkdir(parents=True)
+    (run / "options.json").write_text("{}")
+    noise(run / "from elsewhere.png")
+    (tmp_path / "00002-holiday").mkdir()
+    noise(tmp_path / "00002-holiday" / "photo.png")
+    found = open_images(str(tmp_path), size=8)
+    assert len(found) == 2
+    assert {s.file: s.reason for s in found.skipped} == {
+        "reals.jpg": "a picture that genimg wrote",
+        "sample.png": "a picture that genimg wrote",
+    }
+
+
+def test_digits_too_large_for_memory() -> None:
+    with pytest.raises(DataError, match=r"would take 7\.0 GiB at 2048x2048"):
+        open_images("digits", size=2048)
 
 
 def test_orientation_of_exif_is_applied(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import threading
 
@@ -19,6 +21,34 @@ def test_first_signal_is_noted_and_the_second_acts() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_terminal_that_closes_may_say_so_twice() -> None:
+    before = signal.signal(signal.SIGHUP, signal.default_int_handler)
+    try:
+        with Interrupt() as interrupt:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+            assert interrupt.signal == signal.SIGHUP
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGHUP) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "counts_as"), [(errno.EPIPE, signal.SIGPIPE), (errno.EIO, signal.SIGHUP)]
+)
+def test_output_that_nobody_reads_counts_as_a_signal(
+    number: int, counts_as: signal.Signals
+) -> None:
+    with Interrupt() as interrupt:
+        with interrupt.writing():
+            raise OSError(number, os.strerror(number))
+        assert interrupt.signal == counts_as
+        with pytest.raises(OSError, match="No space"), interrupt.writing():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_signals_are_as_before_afterwards() -> None:

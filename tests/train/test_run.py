@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -320,6 +323,11 @@ def test_epochs_are_counted_in_whole_batches(tmp_path: Path, tiny: Tiny) -> None
         ("loss", "hinge"),
         ("recon", "l1"),
         ("threads", 0),
+        ("threads", 20_000),
+        ("width", 2**40),
+        ("image_size", 8192),
+        ("lr", 1e39),
+        ("data", ""),
         ("device", "tpu"),
     ],
 )
@@ -378,7 +386,7 @@ def test_killed_run_goes_on_to_the_same_weights(tmp_path: Path, tiny: Tiny) -> N
     assert_same_run(whole, place)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_saves_and_says_how_to_go_on(
     tmp_path: Path, tiny: Tiny, number: signal.Signals
 ) -> None:
@@ -395,3 +403,77 @@ def test_signal_saves_and_says_how_to_go_on(
         f"go on with: genimg train vae --resume {place}"
     )
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_that_nobody_reads_ends_a_run_as_a_signal_does(
+    tmp_path: Path, tiny: Tiny, stream: str
+) -> None:
+    """As of `genimg train ... 2>&1 | head`: when it can be written no more, the step is saved."""
+    reading, writing = os.pipe()
+    with open(writing, "w", buffering=1) as pipe:
+        closed = False
+
+        def say(text: str) -> None:
+            nonlocal closed
+            if text.startswith("writing to") and not closed:
+                os.close(reading)
+                closed = True
+            print(text, file=pipe if stream == "stdout" else None)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stderr", pipe if stream == "stderr" else io.StringIO())
+            with pytest.raises(InterruptedRunError, match="which is saved") as stop:
+                run.start(tiny("gan", checkpoint_every=100), tmp_path, say=say)
+        with contextlib.suppress(OSError):
+            pipe.close()
+    assert stop.value.exit_code == 141
+    saved = checkpoint.load_newest(tmp_path / "00001-gan-digits", pytest.fail)[1]["step"]
+    assert saved in (1, 2)
+    resumed(tmp_path / "00001-gan-digits", "gan")
+
+
+def test_run_below_its_own_data_goes_on(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cd photos; genimg train gan --data .`"""
+    monkeypatch.chdir(tmp_path)
+    for i in range(9):
+        Image.new("RGB", (16, 16), (i * 25, 0, 90)).save(f"{i}.png")
+    first = trained(tiny("gan", data="."), Path("runs"))
+    resumed(first, "gan", steps=9)
+    second = trained(tiny("gan", data="."), Path())  # not even in runs/
+    shown = json.loads((second / "options.json").read_text())["data"]
+    assert shown["images"] == 9
+    assert shown["skipped"] == []
+    resumed(second, "gan", steps=9)
+
+
+def test_checkpoint_of_other_networks(tmp_path: Path, tiny: Tiny) -> None:
+    place = trained(tiny("gan"), tmp_path)
+    state = checkpoint.load_newest(place, pytest.fail)[1]
+    del state["format"]
+    networks = state["trainer"]["generator"]
+    networks["new.weight"] = networks.pop(next(iter(networks)))
+    checkpoint.save(place, state.pop("step") + 1, state)
+    with pytest.raises(CheckpointError, match="is of another version of genimg: "):
+        resumed(place, "gan", steps=99)
+
+
+def test_threads_that_the_system_does_not_start(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenMP would end the process; a limit may be far below that of `Options`."""
+    starting, started = threading.Thread.start, 0
+
+    def start(thread: threading.Thread) -> None:
+        nonlocal started
+        if started == 20:
+            raise RuntimeError("can't start new thread")
+        started += 1
+        starting(thread)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(OptionError, match="--threads 99: this system starts 21 at most"):
+        run.start(tiny("gan", threads=99), tmp_path, say=silent)
