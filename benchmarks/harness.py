@@ -105,7 +105,9 @@ def time_provider(benchmark: Any, op: Op, case: Case, provider: str, mode: str) 
             pytest.skip(str(refusal))
         if not error.ok:
             pytest.fail(f"{WRONG} {told(error)}", pytrace=False)
-        benchmark.extra_info.update(error=error.error, torch_error=error.torch_error)
+        benchmark.extra_info.update(
+            error=error.error, torch_error=error.torch_error, error_bound=error.bound
+        )
     benchmark.extra_info.update(bound_of(op, case, mode), backend=backend)
     torch._dynamo.reset()
     time_step(benchmark, make_step(op, case, provider, DTYPE, DEVICE, mode))

@@ -47,17 +47,17 @@ class Row:
     def __str__(self) -> str:
         where = f"{self.op:<17}{self.case:<24}{self.backend:<10}{self.dtype:<9}"
         if self.worst is None:
-            return f"{where}{'-':<16}{'-':>9} {'-':>9}  FAILED {self.failure}"
+            return f"{where}{'-':<16}{'-':>9} {'-':>9} {'-':>9}  FAILED {self.failure}"
         verdict = "ok" if self.ok else f"FAILED {self.why}"
-        error, torch_error = self.worst.relative
-        return f"{where}{self.worst.result:<16}{error:>9.1e} {torch_error:>9.1e}  {verdict}"
+        figures = " ".join(f"{share:>9.1e}" for share in self.worst.relative)
+        return f"{where}{self.worst.result:<16}{figures}  {verdict}"
 
 
 HEADER = (
     f"{'op':<17}{'case':<24}{'backend':<10}{'dtype':<9}{'worst result':<16}"
-    f"{'error':>9} {'PyTorch':>9}"
+    f"{'error':>9} {'PyTorch':>9} {'bound':>9}"
 )
-"""Errors are shares of the largest true value."""
+"""Errors, and the bound that the problem itself sets, are shares of the largest true value."""
 
 
 def devices() -> tuple[str, ...]:

@@ -86,7 +86,8 @@ class BatchNormAct2d(FusedSequential):
     ``[N, C, H, W]``.
 
     It is a Sequential of a :class:`genimg.nn.BatchNorm2d`, ``layer[0]``, and an activation,
-    ``layer[1]``, with a Sequential's ``state_dict`` keys. It is no BatchNorm2d by ``isinstance``:
+    ``layer[1]``, with a Sequential's ``state_dict`` keys; ``load_state_dict`` takes those of a lone
+    BatchNorm2d as well. It is no BatchNorm2d by ``isinstance``:
     tools that look for batch norms find the one inside, and the activation stays.
     ``SyncBatchNorm.convert_sync_batchnorm`` puts a SyncBatchNorm before the activation,
     ``swa_utils.update_bn`` and code that freezes batch norms reach its statistics, and
@@ -112,6 +113,13 @@ class BatchNormAct2d(FusedSequential):
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
         )
         super().__init__(norm, LeakyReLU(negative_slope) if negative_slope else torch.nn.ReLU())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take the entries of a lone BatchNorm2d, whose place the layer may have taken, too."""
+        for name in (*self[0]._parameters, *self[0]._buffers):
+            if prefix + name in state_dict:
+                state_dict[f"{prefix}0.{name}"] = state_dict.pop(prefix + name)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def weight(self) -> Tensor | None:

@@ -64,15 +64,10 @@ class Error:
         return not self.note and (self.error <= self.allowed or self.error <= self.bound)
 
     @property
-    def relative(self) -> tuple[float, float]:
-        """Error and PyTorch's error as shares of the scale."""
+    def relative(self) -> tuple[float, float, float]:
+        """Error, PyTorch's error, and the problem's bound as shares of the scale."""
         scale = self.scale or 1.0
-        return self.error / scale, self.torch_error / scale
-
-    @property
-    def relative_bound(self) -> float:
-        """The problem's own bound as a share of the scale."""
-        return self.bound / (self.scale or 1.0)
+        return self.error / scale, self.torch_error / scale, self.bound / scale
 
     @property
     def share(self) -> float:

@@ -189,3 +189,26 @@ def test_reparam_kl():
     assert torch.equal(z, again)
     assert not torch.equal(z, mu)
     assert not layer.state_dict()
+
+
+def test_batch_norm_act_loads_the_checkpoint_of_the_batch_norm_that_it_replaces():
+    class Model(torch.nn.Module):
+        def __init__(self, norm):
+            super().__init__()
+            self.norm = norm
+
+    plain, ours = (
+        Model(torch.nn.BatchNorm2d(3)),
+        Model(genimg.nn.BatchNormAct2d(3, negative_slope=0.2)),
+    )
+    plain.norm(torch.randn(4, 3, 5, 5))
+    torch.nn.init.normal_(plain.norm.weight)
+    ours.load_state_dict(plain.state_dict())
+    for name, value in plain.norm.state_dict().items():
+        assert torch.equal(ours.norm[0].state_dict()[name], value)
+    again = Model(genimg.nn.BatchNormAct2d(3))
+    again.load_state_dict(ours.state_dict())
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        Model(genimg.nn.BatchNormAct2d(4)).load_state_dict(plain.state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        again.load_state_dict({})
