@@ -19,7 +19,17 @@ TEXT = {".py", ".pyi", ".h", ".cpp", ".cu", ".cmake", ".txt", ".md", ".toml", ".
 # Each room imports only from those after it.
 ROOMS = (
     *("__main__", "cli", "info", "bench", "check", "roofline", "train", "models", "nn", "ops"),
-    *("reference", "tuning", "backends", "kernels", "_native", "testing", "machine", "timing"),
+    *(
+        "reference",
+        "tuning",
+        "backends",
+        "kernels",
+        "_native",
+        "memory_format",
+        "testing",
+        "machine",
+        "timing",
+    ),
 )
 MAY_IMPORT_GENIMG_ITSELF = ("__main__", "cli", "info")
 GLUE_OF_SEVERAL = {
