@@ -14,6 +14,7 @@
 #include "channel_layout.h"
 #include "checks.h"
 #include "dispatch.h"
+#include "memory_format.h"
 
 #ifdef GENIMG_WITH_CUDA
 #include <ATen/ops/zeros.h>
@@ -96,6 +97,20 @@ void check_backward(const char* op, const at::Tensor& grad_y, const at::Tensor& 
   check_channels(op, "bias", bias, x);
   check_channels(op, "mean", mean, x);
   check_channels(op, "rstd", rstd, x);
+}
+
+// torch's formats where a size of 1 lets both fit: its norm takes the contiguous one then, where
+// its input does, and so does an activation behind it.
+at::MemoryFormat output_format(const Laid& laid, const at::Tensor& x, double negative_slope) {
+  const bool activated = negative_slope != 1 && fits_both_formats(x.sizes());
+  return x.is_contiguous() || activated ? at::MemoryFormat::Contiguous : laid.format;
+}
+
+at::MemoryFormat grad_format(const Laid& laid, const at::Tensor& x, const at::Tensor& grad_y,
+                             double negative_slope) {
+  const bool plain = negative_slope == 1 && x.is_contiguous() &&
+                     grad_y.suggest_memory_format() != at::MemoryFormat::Contiguous;
+  return plain ? at::MemoryFormat::Contiguous : laid.format;
 }
 
 template <typename T>
@@ -205,7 +220,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cp
     rstd_ptr[c] = static_cast<float>(1 / std::sqrt(static_cast<double>(rstd_ptr[c]) + eps));
   }
   const PerChannel affine = forward_affine(channels, Floats(weight), Floats(bias), rstd_ptr);
-  at::Tensor y = empty_in(laid);
+  at::Tensor y = empty_in(laid, output_format(laid, x, negative_slope));
   const auto slope = static_cast<float>(negative_slope);
   switch (x.scalar_type()) {
     case at::kFloat:
@@ -255,7 +270,7 @@ void backward_sums(const Laid& laid, const Pieces& pieces, const T* grad_y,
 template <typename T>
 void backward_apply(const Laid& laid, const Pieces& pieces, const T* grad_y,
                     const PerChannel& affine, const PerChannel& grad, const float* mean,
-                    float negative_slope, T* grad_x) {
+                    float negative_slope, bool training, T* grad_x) {
   const auto kernel = kernels<T>();
   const Layout& layout = laid.layout;
   const T* x = static_cast<const T*>(laid.x.const_data_ptr());
@@ -267,13 +282,15 @@ void backward_apply(const Laid& laid, const Pieces& pieces, const T* grad_y,
                         layout.pixel_stride,
                         {{mean, affine.scale.data(), affine.shift.data(), negative_slope},
                          grad.scale.data(),
-                         grad.shift.data()});
+                         grad.shift.data(),
+                         training});
     } else {
       const int64_t c = pieces.channel(piece);
       kernel.plane_bwd(grad_y + dense, from, grad_x + dense, pieces.size(piece),
                        {{mean[c], affine.scale[c], affine.shift[c], negative_slope},
                         grad.scale[c],
-                        grad.shift[c]});
+                        grad.shift[c],
+                        training});
     }
   });
 }
@@ -288,7 +305,7 @@ void backward(const Laid& laid, const at::Tensor& grad_y_tensor, const PerChanne
   std::vector<double> sum_dz(channels), sum_dz_x(channels);
   backward_sums<T>(laid, pieces, grad_y, affine, mean, negative_slope, sum_dz.data(),
                    sum_dz_x.data());
-  PerChannel grad(channels);  // zero: running statistics do not depend on x
+  PerChannel grad(channels);
   const double count = static_cast<double>(laid.layout.values_per_channel());
   for (int64_t c = 0; c < channels; ++c) {
     grad_weight[c] = static_cast<float>(sum_dz_x[c] * rstd[c]);
@@ -300,7 +317,7 @@ void backward(const Laid& laid, const at::Tensor& grad_y_tensor, const PerChanne
     }
   }
   if (grad_x != nullptr) {
-    backward_apply<T>(laid, pieces, grad_y, affine, grad, mean, negative_slope,
+    backward_apply<T>(laid, pieces, grad_y, affine, grad, mean, negative_slope, training,
                       static_cast<T*>(grad_x->mutable_data_ptr()));
   }
 }
@@ -319,7 +336,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cpu(
   const auto options = x.options().dtype(at::kFloat);
   at::Tensor grad_weight = at::empty({channels}, options),
              grad_bias = at::empty({channels}, options);
-  at::Tensor grad_x = needs_grad_x ? empty_in(laid) : at::empty({0}, x.options());
+  at::Tensor grad_x = needs_grad_x ? empty_in(laid, grad_format(laid, x, grad_y, negative_slope))
+                                   : at::empty({0}, x.options());
   const auto run = [&]<typename T>(T) {
     backward<T>(laid, in_order_of(laid, grad_y), affine, means.values, rstds.values, training,
                 static_cast<float>(negative_slope), grad_weight.mutable_data_ptr<float>(),
@@ -374,7 +392,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cu
   float* mean_ptr = mean.mutable_data_ptr<float>();
   float* rstd_ptr = rstd.mutable_data_ptr<float>();
   const Floats weights(weight), biases(bias);
-  at::Tensor y = empty_in(laid);
+  at::Tensor y = empty_in(laid, output_format(laid, x, negative_slope));
   for_cuda_dtype(op, x.scalar_type(), [&]<typename T>(T) {
     const T* x_ptr = static_cast<const T*>(laid.x.const_data_ptr());
     T* y_ptr = static_cast<T*>(y.mutable_data_ptr());
@@ -413,7 +431,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cuda(
   const Laid laid = lay_out(x);
   const auto shape = shape_of(laid.layout);
   const auto options = x.options().dtype(at::kFloat);
-  at::Tensor grad_x = needs_grad_x ? empty_in(laid) : at::empty({0}, x.options());
+  at::Tensor grad_x = needs_grad_x ? empty_in(laid, grad_format(laid, x, grad_y, negative_slope))
+                                   : at::empty({0}, x.options());
   if (x.numel() == 0) {
     return {grad_x, at::zeros({shape.channels}, options), at::zeros({shape.channels}, options)};
   }

@@ -21,11 +21,16 @@ struct Layout {
 };
 
 inline bool lies_in_pixels(const at::Tensor& x) {
+  const int64_t last = x.dim() - 1;
   if (x.dim() == 2) return x.stride(1) == 1;
-  if (x.dim() != 4 || x.stride(1) != 1 || x.size(1) == 1) return false;
-  const int64_t step = x.stride(3);
-  return (x.size(2) == 1 || x.stride(2) == x.size(3) * step) &&
-         (x.size(0) == 1 || x.stride(0) == x.size(2) * x.size(3) * step);
+  if (x.dim() < 4 || x.stride(1) != 1 || x.size(1) == 1) return false;
+  int64_t expected = x.stride(last) * x.size(last);
+  for (int64_t d = last - 1; d >= 0; --d) {
+    if (d == 1) continue;
+    if (x.size(d) != 1 && x.stride(d) != expected) return false;
+    expected *= x.size(d);
+  }
+  return true;
 }
 
 inline bool lies_in_planes(const at::Tensor& x) {
@@ -40,30 +45,33 @@ inline bool lies_in_planes(const at::Tensor& x) {
 struct Laid {
   at::Tensor x;
   Layout layout;
+  at::MemoryFormat format;  // torch's for x
 };
 
-// x as it is, where the kernels can read it so, else a copy in NCHW order.
+// x as it is, where the kernels can read it so, else a dense copy.
 inline Laid lay_out(const at::Tensor& given) {
-  const bool pixels = lies_in_pixels(given);
-  const at::Tensor x = pixels || lies_in_planes(given) ? given : given.contiguous();
+  const at::MemoryFormat format = given.suggest_memory_format();
+  const bool pixels = given.dim() == 2
+                          ? lies_in_pixels(given)
+                          : format != at::MemoryFormat::Contiguous && given.size(1) > 1;
+  const bool served = pixels ? lies_in_pixels(given) : lies_in_planes(given);
+  const at::Tensor x =
+      served ? given : given.contiguous(pixels ? format : at::MemoryFormat::Contiguous);
   const int64_t batch = x.size(0), channels = x.size(1);
   const int64_t plane = batch * channels > 0 ? x.numel() / (batch * channels) : 0;
-  const int64_t pixel_stride = x.dim() == 2 ? x.stride(0) : pixels ? x.stride(3) : 0;
-  return {x, {pixels, batch, channels, plane, x.stride(0), x.stride(1), pixel_stride}};
+  const int64_t pixel_stride = x.dim() == 2 ? x.stride(0) : pixels ? x.stride(x.dim() - 1) : 0;
+  return {x, {pixels, batch, channels, plane, x.stride(0), x.stride(1), pixel_stride}, format};
 }
 
-inline at::Tensor empty_in(const Laid& laid) {
-  const auto format = laid.layout.pixels && laid.x.dim() == 4 ? at::MemoryFormat::ChannelsLast
-                                                              : at::MemoryFormat::Contiguous;
+// Dense in x's order. The format may be the contiguous one where a size of 1 lets both fit.
+inline at::Tensor empty_in(const Laid& laid, at::MemoryFormat format) {
   at::Tensor empty = at::empty(laid.x.sizes(), laid.x.options(), format);
   if (empty.is_cpu()) prefer_huge_pages(empty.mutable_data_ptr(), empty.nbytes());
   return empty;
 }
 
 inline at::Tensor in_order_of(const Laid& laid, const at::Tensor& grad_y) {
-  const auto format = laid.layout.pixels && laid.x.dim() == 4 ? at::MemoryFormat::ChannelsLast
-                                                              : at::MemoryFormat::Contiguous;
-  return grad_y.contiguous(format);
+  return grad_y.contiguous(laid.format);
 }
 
 // Elements of a piece: its second reading comes from the cache, and its sums are short.

@@ -4,11 +4,9 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/tanh_backward.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -103,6 +101,15 @@ Convolution ConvBlock::convolution() const {
   return {op, transposed, stride, padding, output_padding};
 }
 
+at::MemoryFormat ConvBlock::passed_on(at::MemoryFormat format, at::IntArrayRef sizes) const {
+  // Where a size of 1 lets both formats fit, norms and activations take the contiguous one; and of
+  // one value an image, the strides are the same.
+  const bool elementwise = has_norm() || activation != identity;
+  const bool one_value = sizes[1] * sizes[2] * sizes[3] == 1;
+  return fits_both_formats(sizes) && (elementwise || one_value) ? at::MemoryFormat::Contiguous
+                                                                : format;
+}
+
 Affine ConvBlock::affine(const at::Tensor& mean, const at::Tensor& rstd) const {
   at::Tensor scale = padded_floats(rstd);
   if (gamma) {
@@ -117,7 +124,7 @@ Affine ConvBlock::affine(const at::Tensor& mean, const at::Tensor& rstd) const {
 at::Tensor ConvBlock::activate(const at::Tensor& z) const {
   if (activation == tanh) return z.tanh();
   if (activation == sigmoid) return z.sigmoid();
-  if (activation == leaky) return at::where(z > 0, z, z * negative_slope);
+  if (activation == leaky) return genimg::leaky(z, z, negative_slope);
   return z;
 }
 
@@ -140,7 +147,7 @@ Written ConvBlock::forward(const ReadImage& image, bool training) const {
   const bool served = contract(geometry, direction, weight, image.prologue(), epilogue);
   if (!served) {
     y = conv.unfused(image.dense(), weight, bias);
-    y = as_pixels(has_norm() ? y : activate(y));
+    y = result_in_format(has_norm() ? y : activate(y), at::MemoryFormat::ChannelsLast);
   }
   Written written = {y, {}};
   if (!has_norm()) return written;
@@ -188,7 +195,6 @@ NormGrads ConvBlock::norm_backward(const at::Tensor& grad_y, const at::Tensor& y
 at::Tensor ConvBlock::activation_backward(const at::Tensor& grad_y, const at::Tensor& y) const {
   if (activation == tanh) return at::tanh_backward(grad_y, y);
   if (activation == sigmoid) return at::sigmoid_backward(grad_y, y);
-  if (activation == leaky) return at::leaky_relu_backward(grad_y, y, negative_slope, true);
   return grad_y;
 }
 
@@ -249,7 +255,7 @@ GatedGrad ConvBlock::gated_backward(const ReadImage& grad, const at::Tensor& y, 
   const at::Tensor centred = y.to(at::kFloat) - of_channels(gate.mean);
   const at::Tensor z = centred * of_channels(gate.scale) + of_channels(gate.shift);
   const at::Tensor value = std::get<0>(unfused_backward(grad, y, true, false));
-  dz = as_pixels(at::where(z > 0, value, value * slope));
+  dz = as_pixels(genimg::leaky(z, value, slope));
   const at::Tensor wide = dz.to(at::kDouble);
   return {dz, {wide.sum({0, 2, 3}), (wide * centred).sum({0, 2, 3})}};
 }

@@ -45,6 +45,9 @@ struct ConvBlock {
   bool takes_statistics(bool training) const { return norm == batch && training; }
   // The slope below zero of what stands behind the norm; without an activation, 1.
   double gate_slope() const { return activation == leaky ? negative_slope : 1.0; }
+  // The format in which torch's layers hand on an output of these sizes that the convolution gives
+  // in `format`.
+  at::MemoryFormat passed_on(at::MemoryFormat format, at::IntArrayRef sizes) const;
   Affine affine(const at::Tensor& mean, const at::Tensor& rstd) const;
 
   Written forward(const ReadImage& image, bool training) const;

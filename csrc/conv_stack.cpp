@@ -43,9 +43,9 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_fwd_cpu(
     const ConvBlock& block = blocks[b];
     const bool last = b + 1 == blocks.size();
     block.convolution().check(image.x, block.weight, block.bias ? &*block.bias : nullptr);
-    format = output_format(format, block.weight);
     const Written written = block.forward(image, training);
     y = written.image;
+    format = block.passed_on(output_format(format, block.weight), y.sizes());
     if (block.has_norm()) {
       const Statistics& statistics = written.statistics;
       kept.means[b] = statistics.mean;
@@ -60,7 +60,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_fwd_cpu(
       image = ReadImage::plain(y);
     }
   }
-  return {in_format(y, format), kept.in_order(x.options())};
+  return {result_in_format(y, format), kept.in_order(x.options())};
 }
 
 // What a backward makes, by block; and the gradient that wanders down.
@@ -151,15 +151,20 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_bwd_cpu(
   TORCH_CHECK(kept.size() == 4 * blocks.size() && needs.size() == blocks.size(),
               "conv_stack_bwd: expected what conv_stack_fwd keeps, and what is needed, of ",
               blocks.size(), " blocks");
+  TORCH_CHECK(
+      blocks.back().has_norm() || blocks.back().activation != ConvBlock::leaky,
+      "conv_stack_bwd: a LeakyReLU at the end, without a norm, is the caller's to go through: "
+      "see leaky_signs_bwd");
   Backward backward(blocks, x, kept);
   backward.begin(grad_y, y, training);
   size_t lowest = 0;
   while (!needs_x && lowest < blocks.size() && needs[lowest] == 0) ++lowest;
   at::Tensor grad_x = at::empty({0}, x.options());
-  std::vector<at::MemoryFormat> formats;  // of each block's output, as PyTorch passes it on
-  for (const ConvBlock& block : blocks) {
-    formats.push_back(
-        output_format(formats.empty() ? x.suggest_memory_format() : formats.back(), block.weight));
+  std::vector<at::MemoryFormat> formats;  // of each convolution's output and gradients
+  auto format = x.suggest_memory_format();
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    formats.push_back(output_format(format, blocks[b].weight));
+    if (b + 1 < blocks.size()) format = blocks[b].passed_on(formats[b], kept[b].sizes());
   }
   for (size_t b = blocks.size(); b-- > lowest;) {
     if (needs[b] & kNeedsWeight) {
@@ -168,7 +173,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_bwd_cpu(
     if (b > lowest) {
       backward.descend(b, training);
     } else if (needs_x) {
-      grad_x = in_format(blocks[0].input_backward(backward.grad, backward.x), formats[0]);
+      grad_x = result_in_format(blocks[0].input_backward(backward.grad, backward.x), formats[0]);
     }
   }
   std::vector<at::Tensor> grads;

@@ -16,6 +16,7 @@
 #include "conv_block.h"
 #include "convolution_cuda.h"
 #include "dispatch.h"
+#include "memory_format.h"
 
 namespace genimg {
 namespace {
@@ -31,7 +32,10 @@ class Stack {
  public:
   Stack(const char* op, const at::Tensor& x, const Parameters& parameters, at::IntArrayRef options,
         at::ArrayRef<double> numbers, bool training)
-      : op_(op), parsed(read_blocks(op, parameters, options, numbers)), blocks(parsed.size()) {
+      : op_(op),
+        parsed(read_blocks(op, parameters, options, numbers)),
+        blocks(parsed.size()),
+        format(x.suggest_memory_format()) {
     std::vector<int64_t> shape = x.sizes().vec();
     for (size_t b = 0; b < parsed.size(); ++b) {
       const ConvBlock& from = parsed[b];
@@ -61,8 +65,8 @@ class Stack {
       block.running_mean = floats("running mean", from.running_mean, x);
       block.running_var = floats("running variance", from.running_var, x);
       shapes.push_back(shape);
-      formats.push_back(
-          output_format(b == 0 ? x.suggest_memory_format() : formats.back(), from.weight));
+      formats.push_back(output_format(format, from.weight));
+      format = from.passed_on(formats.back(), shape);
       block.by_channel = formats.back() != at::MemoryFormat::ChannelsLast;
     }
   }
@@ -103,7 +107,8 @@ class Stack {
   const std::vector<ConvBlock> parsed;
   std::vector<cuda::ConvStackBlock> blocks;
   std::vector<std::vector<int64_t>> shapes;  // of every block's output
-  std::vector<at::MemoryFormat> formats;     // the same, as PyTorch passes it on
+  std::vector<at::MemoryFormat> formats;     // of its convolution's output and gradients
+  at::MemoryFormat format;                   // of the stack's output
 };
 
 // Memory for the time of the launches.
@@ -160,7 +165,7 @@ std::tuple<at::Tensor, Tensors> conv_stack_fwd_cuda(const at::Tensor& x,
   for (at::Tensor& tensor : kept) {
     if (!tensor.defined()) tensor = at::empty({0}, x.options());
   }
-  return {y.contiguous(stack.formats.back()), kept};
+  return {with_strides_of(stack.format, y.contiguous(stack.format)), kept};
 }
 
 // In `needs`, a block's weight and its other parameters.
@@ -194,10 +199,10 @@ std::tuple<at::Tensor, Tensors> conv_stack_bwd_cuda(const at::Tensor& grad_y, co
   };
   check_image("grad_y", grad_y, count - 1);
   const cuda::ConvStackBlock& last = stack.blocks.back();
-  const bool normed = last.norm != cuda::NormKind::kNone;
-  TORCH_CHECK(y || last.activation == cuda::Activation::kNone ||
-                  (normed && last.activation == cuda::Activation::kLeakyRelu),
-              op, ": expected the output, which the last activation's gradient is made of");
+  TORCH_CHECK(last.norm != cuda::NormKind::kNone || last.activation != cuda::Activation::kLeakyRelu,
+              op, ": a LeakyReLU at the end, without a norm, is the caller's to go through");
+  TORCH_CHECK(y || last.activation <= cuda::Activation::kLeakyRelu, op,
+              ": expected the output, which the last activation's gradient is made of");
   if (y) check_image("y", *y, count - 1);
 
   size_t lowest = 0;
@@ -242,7 +247,8 @@ std::tuple<at::Tensor, Tensors> conv_stack_bwd_cuda(const at::Tensor& grad_y, co
   for (at::Tensor& grad : grads) {
     if (!grad.defined()) grad = at::empty({0}, x.options());
   }
-  return {needs_x ? grad_x.contiguous(stack.formats[0]) : at::empty({0}, x.options()), grads};
+  if (!needs_x) return {at::empty({0}, x.options()), grads};
+  return {with_strides_of(stack.formats[0], grad_x.contiguous(stack.formats[0])), grads};
 }
 
 }  // namespace

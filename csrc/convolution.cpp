@@ -131,7 +131,7 @@ at::Tensor Convolution::forward(const at::Tensor& x, const at::Tensor& weight,
                 weight, reading(pixels), epilogue)) {
     y = unfused(x, weight, bias);
   }
-  return in_format(y, output_format(x.suggest_memory_format(), weight));
+  return result_in_format(y, output_format(x.suggest_memory_format(), weight));
 }
 
 std::tuple<at::Tensor, at::Tensor> Convolution::backward(const at::Tensor& grad_y,
@@ -150,7 +150,7 @@ std::tuple<at::Tensor, at::Tensor> Convolution::backward(const at::Tensor& grad_
     grad_x = empty_pixels(x.sizes(), x.options());
     served = contract(g, transposed ? ConvDirection::fprop : ConvDirection::dgrad, weight,
                       reading(grads), writing(grad_x));
-    grad_x = in_format(grad_x, format);
+    grad_x = result_in_format(grad_x, format);
   }
   if (served && needs_weight) {
     grad_weight = at::empty(weight.sizes(), weight.options(), format);

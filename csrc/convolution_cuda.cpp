@@ -18,6 +18,7 @@
 #include "checks.h"
 #include "convolution.h"
 #include "dispatch.h"
+#include "memory_format.h"
 
 namespace genimg {
 
@@ -98,7 +99,8 @@ at::Tensor Convolution::forward_cuda(const at::Tensor& x, const at::Tensor& weig
   const at::Tensor floats = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
   contract(op, !transposed, cuda_geometry(op, geometry(x, y, weight), stride), cuda_pixels(x),
            cuda_pixels(weight), floats, y);
-  return y.contiguous(output_format(x.suggest_memory_format(), weight));
+  const MemoryFormat format = output_format(x.suggest_memory_format(), weight);
+  return with_strides_of(format, y.contiguous(format));
 }
 
 std::tuple<at::Tensor, at::Tensor> Convolution::backward_cuda(const at::Tensor& grad_y,
@@ -117,7 +119,7 @@ std::tuple<at::Tensor, at::Tensor> Convolution::backward_cuda(const at::Tensor& 
   if (needs_x) {
     grad_x = empty_cuda_pixels(x.sizes(), x);
     contract(op, transposed, g, grads, cuda_pixels(weight), at::Tensor(), grad_x);
-    grad_x = grad_x.contiguous(format);
+    grad_x = with_strides_of(format, grad_x.contiguous(format));
   }
   if (needs_weight) {
     grad_weight = at::empty(weight.sizes(), weight.options(), format);

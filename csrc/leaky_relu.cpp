@@ -6,6 +6,7 @@
 
 #include "checks.h"
 #include "dispatch.h"
+#include "memory_format.h"
 
 #ifdef GENIMG_WITH_CUDA
 #include <ATen/ops/empty_like.h>
@@ -87,7 +88,7 @@ at::Tensor in_order_of(const at::Tensor& like, const at::Tensor& x) {
 
 at::Tensor leaky_relu_fwd_cuda(const at::Tensor& x, double negative_slope) {
   const c10::cuda::CUDAGuard guard(x.device());
-  at::Tensor y = at::empty_like(x);  // dense, in x's memory format
+  at::Tensor y = empty_elementwise(x);
   const at::Tensor dense = in_order_of(y, x);
   for_cuda_dtype("leaky_relu_fwd", x.scalar_type(), [&]<typename T>(T) {
     C10_CUDA_CHECK(cuda::launch_leaky_relu_fwd(
@@ -101,7 +102,7 @@ at::Tensor leaky_relu_bwd_cuda(const at::Tensor& grad_y, const at::Tensor& x,
                                double negative_slope) {
   check_like("leaky_relu_bwd", "x", x, "grad_y", grad_y);
   const c10::cuda::CUDAGuard guard(x.device());
-  at::Tensor grad_x = at::empty_like(x);
+  at::Tensor grad_x = grad_y.is_contiguous() ? empty_elementwise(x) : at::empty_like(x);
   const at::Tensor dense = in_order_of(grad_x, x);
   const at::Tensor dense_grad = in_order_of(grad_x, grad_y);
   for_cuda_dtype("leaky_relu_bwd", x.scalar_type(), [&]<typename T>(T) {

@@ -2,6 +2,11 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/core/MemoryFormat.h>
+#include <c10/util/strides.h>
+
+#include <algorithm>
 
 #include "../kernels/cpu/transpose.h"
 #include "pages.h"
@@ -42,6 +47,33 @@ at::Tensor in_format(const at::Tensor& x, at::MemoryFormat format) {
   const int64_t channels = x.size(1), plane = x.size(2) * x.size(3);
   transpose(x, copy, pixels ? channels : plane, pixels ? plane : channels);
   return copy;
+}
+
+bool fits_both_formats(at::IntArrayRef sizes) {
+  if (sizes.size() < 4) return false;
+  const auto planes = sizes.slice(2);
+  return sizes[1] == 1 ||
+         std::all_of(planes.begin(), planes.end(), [](int64_t size) { return size == 1; });
+}
+
+at::Tensor with_strides_of(at::MemoryFormat format, const at::Tensor& result) {
+  const bool pixels = format == at::MemoryFormat::ChannelsLast;
+  const c10::DimVector strides =
+      pixels ? c10::DimVector(c10::get_channels_last_strides_2d(result.sizes()))
+             : c10::contiguous_strides(result.sizes());
+  if (result.strides() != at::IntArrayRef(strides)) {
+    TORCH_INTERNAL_ASSERT(result.is_contiguous(format));
+    result.unsafeGetTensorImpl()->set_sizes_and_strides(result.sizes(), strides);
+  }
+  return result;
+}
+
+at::Tensor empty_elementwise(const at::Tensor& x) {
+  for (const auto format : {at::MemoryFormat::Contiguous, at::MemoryFormat::ChannelsLast}) {
+    if (x.dim() != 4 && format != at::MemoryFormat::Contiguous) break;
+    if (x.is_contiguous(format)) return at::empty(x.sizes(), x.options(), format);
+  }
+  return at::empty_like(x);
 }
 
 }  // namespace genimg

@@ -1,7 +1,7 @@
 #include "read_image.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/leaky_relu.h>
+#include <ATen/ops/where.h>
 
 namespace genimg {
 
@@ -53,10 +53,16 @@ at::Tensor ReadImage::dense() const {
   const at::Tensor mean = of_channels(affine.mean), scale = of_channels(affine.scale),
                    shift = of_channels(affine.shift), wide = x.to(at::kFloat);
   if (kind == Prologue::affine_leaky) {
-    return at::leaky_relu((wide - mean) * scale + shift, negative_slope).to(x.scalar_type());
+    const at::Tensor z = (wide - mean) * scale + shift;
+    return leaky(z, z, negative_slope).to(x.scalar_type());
   }
   const at::Tensor other = (y.to(at::kFloat) - mean) * of_channels(slope) + shift;
   return (wide * scale + other).to(x.scalar_type());
+}
+
+at::Tensor leaky(const at::Tensor& gate, const at::Tensor& value, double negative_slope) {
+  if (negative_slope == 0) return value.masked_fill(gate <= 0, 0);
+  return at::where(gate > 0, value, value * negative_slope);
 }
 
 at::Tensor per_channel(const at::Tensor& padded, int64_t channels) {

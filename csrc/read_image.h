@@ -32,6 +32,9 @@ struct ReadImage {
   double negative_slope = 1;
 };
 
+// As kernels/cpu/leaky.h: a slope of 0 masks.
+at::Tensor leaky(const at::Tensor& gate, const at::Tensor& value, double negative_slope);
+
 // The first values of a padded parameter, to be broadcast over an image of so many channels.
 at::Tensor per_channel(const at::Tensor& padded, int64_t channels);
 

@@ -10,6 +10,7 @@
 
 #include "checks.h"
 #include "dispatch.h"
+#include "memory_format.h"
 
 #ifdef GENIMG_WITH_CUDA
 #include <c10/cuda/CUDAException.h>
@@ -50,7 +51,7 @@ void over_rows(const at::Tensor& mu, Kernel kernel) {
 
 // The kernels work in row-major order; a result goes back into its input's memory format.
 at::Tensor in_format_of(const at::Tensor& like, const at::Tensor& dense) {
-  at::Tensor result = at::empty_like(like);
+  at::Tensor result = empty_elementwise(like);
   return result.strides() == dense.strides() ? dense : result.copy_(dense);
 }
 

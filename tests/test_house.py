@@ -25,6 +25,7 @@ ROOMS = (
         "backends",
         "kernels",
         "_native",
+        "memory_format",
         "testing",
         "machine",
         "timing",

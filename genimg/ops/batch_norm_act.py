@@ -23,6 +23,7 @@ from genimg.backends import (
     refuse_dtype,
 )
 from genimg.kernels.triton import runtime as triton_runtime
+from genimg.memory_format import fits_both_formats, in_format, suggested_format
 from genimg.ops.checks import goes_to_torch
 from genimg.reference.batch_norm_act import CASES
 from genimg.testing.kinks import Kink, affine_kink
@@ -274,11 +275,20 @@ def _cpp_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.genimg.batch_norm_act_bwd(*args)
 
 
-def _dense_like(x: Tensor) -> Tensor:
-    pixels = x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1
-    return torch.empty_like(
-        x, memory_format=torch.channels_last if pixels else torch.contiguous_format
-    )
+def _output_format(x: Tensor, negative_slope: float) -> torch.memory_format:
+    """Where both formats fit, torch's norm takes the contiguous one if its input does, and so does
+    an activation behind it.
+    """
+    if x.is_contiguous() or (negative_slope != 1 and fits_both_formats(x.shape)):
+        return torch.contiguous_format
+    return suggested_format(x)
+
+
+def _grad_format(x: Tensor, grad_y: Tensor, negative_slope: float) -> torch.memory_format:
+    plain = negative_slope == 1 and x.is_contiguous()
+    if plain and suggested_format(grad_y) != torch.contiguous_format:
+        return torch.contiguous_format
+    return suggested_format(x)
 
 
 if _native.available():
@@ -297,7 +307,8 @@ if _native.available():
         channels = x.shape[1]
         mean, rstd = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
         var = x.new_empty(channels if training else 0, dtype=torch.float32)
-        return _dense_like(x), mean, rstd, var
+        y = torch.empty_like(x, memory_format=_output_format(x, negative_slope))
+        return y, mean, rstd, var
 
     @torch.library.register_fake("genimg::batch_norm_act_bwd")
     def _(
@@ -311,7 +322,8 @@ if _native.available():
         negative_slope: float,
         needs_grad_x: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        grad_x = _dense_like(x) if needs_grad_x else x.new_empty(0)
+        layout = _grad_format(x, grad_y, negative_slope)
+        grad_x = torch.empty_like(x, memory_format=layout) if needs_grad_x else x.new_empty(0)
         return grad_x, torch.empty_like(mean), torch.empty_like(mean)
 
 
@@ -384,13 +396,19 @@ def _why_not_triton(
 def _triton_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from genimg.kernels.triton import batch_norm_act as kernel
 
-    return kernel.batch_norm_act_fwd(*args)
+    y, *statistics = kernel.batch_norm_act_fwd(*args)
+    x, *_, negative_slope = args
+    return in_format(y, _output_format(x, negative_slope)), *statistics
 
 
 def _triton_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     from genimg.kernels.triton import batch_norm_act as kernel
 
-    return kernel.batch_norm_act_bwd(*args)
+    grad_x, *grads = kernel.batch_norm_act_bwd(*args)
+    grad_y, x, *_, negative_slope, needs_grad_x = args
+    if needs_grad_x:
+        grad_x = in_format(grad_x, _grad_format(x, grad_y, negative_slope))
+    return grad_x, *grads
 
 
 def refuse_norm(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genimg.backends import InvalidCall
+from genimg.memory_format import fits_both_formats, suggested_format
 from genimg.ops.batch_norm_act import needs_gradients, refuse_norm
 from genimg.ops.checks import check_channels, check_together, goes_to_torch
 from genimg.ops.convolution import Geometry, pair
@@ -90,6 +91,24 @@ def out_shape(shape: Sequence[int], block: ConvBlock) -> tuple[int, ...]:
         block.weight.shape[1 if up else 0],
         *block_geometry(block).out_size(shape, block.weight),
     )
+
+
+def formats_of(
+    x: Tensor, blocks: Sequence[ConvBlock]
+) -> tuple[list[torch.memory_format], torch.memory_format]:
+    """Of each convolution's output and gradients, and of the stack's output, as torch has them."""
+    formats = []
+    shape: Sequence[int] = x.shape
+    layout = suggested_format(x)
+    for block in blocks:
+        if layout == torch.contiguous_format:
+            layout = suggested_format(block.weight)
+        formats.append(layout)
+        shape = out_shape(shape, block)
+        elementwise = block.norm is not None or block.activation is not Activation.NONE
+        if fits_both_formats(shape) and (elementwise or max(shape[1:]) == 1):
+            layout = torch.contiguous_format
+    return formats, layout
 
 
 def check_type(name: str, block: object) -> None:

@@ -22,6 +22,7 @@ from genimg.backends import (
     refuse_dtype,
 )
 from genimg.kernels.triton import runtime as triton_runtime
+from genimg.memory_format import in_format
 from genimg.ops.batch_norm_act import batch_norm_act, track
 from genimg.ops.checks import goes_to_torch, is_autocast
 from genimg.ops.conv2d import conv2d
@@ -34,6 +35,7 @@ from genimg.ops.conv_block import (
     check_block,
     check_type,
     flatten,
+    formats_of,
     out_shape,
     refuse_blocks,
     restore,
@@ -42,14 +44,13 @@ from genimg.ops.conv_transpose2d import conv_transpose2d
 from genimg.ops.convolution import (
     TRITON_DTYPES,
     autocast,
-    empty_output,
     is_fast,
-    memory_format_of,
     multiplications,
     refuse_native,
     refuse_on_triton,
     why_slower_bfloat16,
 )
+from genimg.ops.leaky_signs import pack_signs, through_signs
 from genimg.reference.conv_stack import (
     CASES,
     Activation,
@@ -88,11 +89,12 @@ def conv_stack(
         backend: see :func:`genimg.backends.choose`.
 
     Returns:
-        The last block's output, in ``x``'s memory format.
+        The last block's output, with the strides that torch's layers give it.
 
     Kept for backward: per block its raw convolution output and mean and rstd, with Triton what its
-    norm multiplies and adds, too (the reference keeps what the separate ops do). Autocast: as the
-    convolutions'.
+    norm multiplies and adds, too; of a LeakyReLU that ends the stack without a norm, the signs of
+    its output, which may be edited in place; of tanh and sigmoid the output (the reference keeps
+    what the separate ops do). Autocast: as the convolutions'.
 
     Raises:
         ValueError: no block.
@@ -182,9 +184,12 @@ class _ConvStack(torch.autograd.Function):
         trained = [p for i, p in enumerate(parameters) if i % PARAMETERS < TRAINED]
         # The fourth quarter is for the running statistics alone; what follows is the backend's own.
         kept_for_backward = (*kept[: 3 * count], *kept[4 * count :])
-        output = y if _keeps_output(layout) else None
+        output = y if layout[0][-1] > _LEAKY else None  # what tanh and sigmoid keep
+        if _ends_in_leaky(layout):
+            output = pack_signs(y, layout[1][-1])
         ctx.save_for_backward(x, output, *trained, *kept_for_backward)
         ctx.call = (backend, layout, training)
+        ctx.output_format = torch.contiguous_format if y.is_contiguous() else torch.channels_last
         return y
 
     @staticmethod
@@ -212,6 +217,9 @@ class _ConvStack(torch.autograd.Function):
             )
             for b in range(count)
         ]
+        if _ends_in_leaky(layout):
+            grad_y, y = through_signs(grad_y, y, layout[1][-1], ctx.output_format), None
+            layout = ((*layout[0][:-1], 0), layout[1])
         kept = [*kept[: 3 * count], *kept[:count], *kept[3 * count :]]
         grad_x, found = CONV_STACK.by_backend[backend].bwd(
             grad_y, x, y, parameters, kept, *layout, training, needs_x, needed
@@ -246,10 +254,13 @@ class _ConvStack(torch.autograd.Function):
         return found
 
 
-def _keeps_output(layout: Layout) -> bool:
-    """Whether a backward reads the last activation: one behind a norm is leaky by its raw input."""
+_LEAKY = 1  # among the activations of a layout, after none
+
+
+def _ends_in_leaky(layout: Layout) -> bool:
+    """Whether no norm stands before a LeakyReLU at the end, whose raw input would tell the sign."""
     norm, activation = layout[0][-2:]
-    return activation > 1 or (activation == 1 and norm == 0)
+    return activation == _LEAKY and norm == 0
 
 
 def _recompute(
@@ -301,21 +312,17 @@ if _native.available():
     ) -> tuple[Tensor, list[Tensor]]:
         blocks = restore(parameters, (tuple(options), tuple(numbers)))
         raws, means, rstds, variances = ([] for _ in range(4))
-        y = x
+        shape: Sequence[int] = x.shape
         for b, block in enumerate(blocks):
-            shape = out_shape(y.shape, block)
-            y = empty_output(y, block.weight, shape)
+            shape = out_shape(shape, block)
             norm = block.norm is not None
             raw = keep and (norm or b + 1 < len(blocks))
-            raws.append(
-                y.new_empty(shape).contiguous(memory_format=torch.channels_last)
-                if raw
-                else x.new_empty(0)
-            )
+            raws.append(_empty(x, shape, torch.channels_last) if raw else x.new_empty(0))
             takes = norm and training and options[9 * b + 7] == 1
             means.append(_statistic(x, shape[1] if norm else 0))
             rstds.append(_statistic(x, shape[1] if norm else 0))
             variances.append(_statistic(x, shape[1] if takes else 0))
+        y = _empty(x, shape, formats_of(x, blocks)[1])
         return y, [*raws, *means, *rstds, *variances]
 
     @torch.library.register_fake("genimg::conv_stack_bwd")
@@ -332,6 +339,7 @@ if _native.available():
         needs: list[int],
     ) -> tuple[Tensor, list[Tensor]]:
         blocks = restore(parameters, (tuple(options), tuple(numbers)))
+        formats, _ = formats_of(x, blocks)
         grads = []
         for b, block in enumerate(blocks):
             weight = block.weight if needs[b] & 1 else block.weight.new_empty(0)
@@ -339,12 +347,12 @@ if _native.available():
             below = any(needs[: b + 1]) or needs_x
             bias = block.weight.shape[1 if options[9 * b] else 0]
             grads += [
-                torch.empty_like(weight),
+                torch.empty_like(weight, memory_format=formats[b]) if needs[b] & 1 else weight,
                 _statistic(x, bias if block.bias is not None and below else 0),
                 _statistic(x, channels if below else 0),
                 _statistic(x, channels if below else 0),
             ]
-        grad_x = empty_output(x, blocks[0].weight, x.shape) if needs_x else x.new_empty(0)
+        grad_x = _empty(x, x.shape, formats[0]) if needs_x else x.new_empty(0)
         return grad_x, grads
 
 
@@ -359,7 +367,7 @@ def _triton_fwd(
     from genimg.kernels.triton import conv_stack as kernel
 
     y, kept = kernel.conv_stack_fwd(x, parameters, options, numbers, training, keep)
-    return y.contiguous(memory_format=_formats(x, parameters)[-1]), kept
+    return in_format(y, formats_of(x, restore(parameters, (options, numbers)))[1]), kept
 
 
 def _triton_bwd(
@@ -376,20 +384,14 @@ def _triton_bwd(
 ) -> tuple[Tensor, list[Tensor]]:
     from genimg.kernels.triton import conv_stack as kernel
 
-    formats = _formats(x, parameters)
+    formats, _ = formats_of(x, restore(parameters, (options, numbers)))
     call = (options, numbers, training, needs_x, needs, formats)
     grad_x, grads = kernel.conv_stack_bwd(grad_y, x, y, parameters, kept, *call)
-    return grad_x.contiguous(memory_format=formats[0]) if needs_x else grad_x, grads
+    return in_format(grad_x, formats[0]) if needs_x else grad_x, grads
 
 
-def _formats(x: Tensor, parameters: Sequence[Tensor | None]) -> list[torch.memory_format]:
-    """Of every block's output and weight gradient, as PyTorch passes it on."""
-    formats: list[torch.memory_format] = []
-    for weight in parameters[::PARAMETERS]:
-        assert weight is not None
-        passed_on = torch.channels_last in formats
-        formats.append(torch.channels_last if passed_on else memory_format_of(x, weight))
-    return formats
+def _empty(x: Tensor, shape: Sequence[int], memory_format: torch.memory_format) -> Tensor:
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
 def _statistic(x: Tensor, channels: int) -> Tensor:

@@ -22,6 +22,7 @@ from genimg.backends import (
     refuse_dtype,
 )
 from genimg.kernels.triton import runtime as triton_runtime
+from genimg.memory_format import in_format, suggested_format
 from genimg.ops.checks import is_autocast
 from genimg.reference.conv2d import IntOrPair
 
@@ -325,7 +326,7 @@ def _triton_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
     from genimg.kernels.triton import convolution as kernel
 
     y = kernel.convolve(x, weight, bias, kernel.Convolution(*geometry.in_pairs()))
-    return y.contiguous(memory_format=memory_format_of(x, weight))
+    return in_format(y, memory_format_of(x, weight))
 
 
 def _triton_bwd(
@@ -344,13 +345,14 @@ def _triton_bwd(
         grad_y, x, weight, convolution, layout, needs_x, needs_weight
     )
     if grad_x is not None:
-        grad_x = grad_x.contiguous(memory_format=layout)
+        grad_x = in_format(grad_x, layout)
     return grad_x, grad_weight
 
 
 def empty_output(x: Tensor, weight: Tensor, shape: tuple[Any, ...]) -> Tensor:
     """A fake output, in the memory format that the kernels give it."""
-    return x.new_empty(shape).contiguous(memory_format=memory_format_of(x, weight))
+    layout = memory_format_of(x, weight)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def fake_grads(
@@ -366,20 +368,5 @@ def fake_grads(
 
 def memory_format_of(x: Tensor, weight: Tensor) -> torch.memory_format:
     """Of a convolution's output and of its gradients, as PyTorch passes it on."""
-    pixels = _is_in_pixels(x) or _is_in_pixels(weight)
-    return torch.channels_last if pixels else torch.contiguous_format
-
-
-def _is_in_pixels(x: Tensor) -> bool:
-    """``x.suggest_memory_format()`` of C++: which strides channels_last could have, gaps or not."""
-    shape, strides = x.shape, x.stride()
-    if strides[1] == 0:
-        return False
-    least = 0
-    for d in (1, 3, 2, 0):
-        if shape[d] == 0 or strides[d] < least:
-            return False
-        if d == 0 and least == strides[1]:  # [N, 1, 1, 1] and [N, C, 1, 1] in order
-            return False
-        least = strides[d] * max(shape[d], 1)
-    return True
+    layout = suggested_format(x)
+    return suggested_format(weight) if layout == torch.contiguous_format else layout

@@ -99,10 +99,14 @@ if _native.available():
 
     @torch.library.register_fake("genimg::leaky_relu_fwd")
     def _(x: Tensor, negative_slope: float) -> Tensor:
+        if x.is_contiguous():  # torch's own fake keeps channels_last where both formats fit
+            return torch.empty_like(x, memory_format=torch.contiguous_format)
         return torch.ops.aten.leaky_relu(x, negative_slope)
 
     @torch.library.register_fake("genimg::leaky_relu_bwd")
     def _(grad_y: Tensor, x: Tensor, negative_slope: float) -> Tensor:
+        if x.is_contiguous() and grad_y.is_contiguous():
+            return torch.empty_like(x, memory_format=torch.contiguous_format)
         return torch.ops.aten.leaky_relu_backward(grad_y, x, negative_slope, False)
 
 

@@ -19,6 +19,7 @@ from genimg.backends import (
     refuse_dtype,
 )
 from genimg.kernels.triton import runtime as triton_runtime
+from genimg.memory_format import elementwise_format
 from genimg.ops.checks import check_together, goes_to_torch
 from genimg.reference.reparam_kl import CASES, draw_seed, reparam_kl_of_seed
 
@@ -125,13 +126,15 @@ if _native.available():
 
     @torch.library.register_fake("genimg::reparam_kl_fwd")
     def _(mu: Tensor, logvar: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.empty_like(mu), mu.new_empty(mu.shape[:1], dtype=torch.float32)
+        z = torch.empty_like(mu, memory_format=elementwise_format(mu))
+        return z, mu.new_empty(mu.shape[:1], dtype=torch.float32)
 
     @torch.library.register_fake("genimg::reparam_kl_bwd")
     def _(
         grad_z: Tensor, grad_kl: Tensor, mu: Tensor, logvar: Tensor, seed: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return torch.empty_like(mu), torch.empty_like(logvar)
+        grads = [torch.empty_like(x, memory_format=elementwise_format(x)) for x in (mu, logvar)]
+        return grads[0], grads[1]
 
 
 def _why_not_cpu(

@@ -71,6 +71,30 @@ def _not_finite(generator: torch.Generator) -> Tensors:
     return tensors
 
 
+def _plus_or_minus_one(generator: torch.Generator) -> Tensors:
+    """``z`` is 0.5 or more away from 0 in every channel, in training and with the statistics."""
+    tensors = _make(4, 6, 4, 6)(generator)
+    x = torch.ones(4 * 4 * 6, 6, dtype=torch.float64)
+    for c in range(6):
+        x[torch.randperm(len(x), generator=generator)[: len(x) // 2], c] = -1
+    tensors["x"] = x.view(4, 4, 6, 6).permute(0, 3, 1, 2)
+    tensors |= {"weight": tensors["weight"].sign(), "bias": torch.full_like(tensors["bias"], 0.25)}
+    return tensors | {"running_mean": 0 * tensors["bias"], "running_var": 4 * tensors["bias"]}
+
+
+def _relu_not_finite(generator: torch.Generator) -> Tensors:
+    tensors = _plus_or_minus_one(generator)
+    for at, value in (((0, 0, 0, 0), "nan"), ((1, 1, 2, 3), "inf"), ((2, 2, 3, 5), "-inf")):
+        tensors["x"][at] = float(value)
+    return tensors
+
+
+def _root(**options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
+    """ReLU and a root behind it, whose gradient at 0 is infinite."""
+    call = _call(negative_slope=0.0, **options)
+    return lambda op, t: call(op, t).sqrt()
+
+
 def _call(training: bool = True, **options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
     def call(op: Callable[..., Any], t: Tensors) -> Tensor:
         return op(
@@ -127,6 +151,27 @@ CASES = (
         _call(),
     ),
     _case("relu", "slope 0", _make(4, 3, 5, 5), _call(negative_slope=0.0)),
+    _case("relu_masks", "0 times an infinite gradient is 0", _plus_or_minus_one, _root()),
+    _case(
+        "relu_masks_channels_last",
+        "the same by pixels",
+        _plus_or_minus_one,
+        _root(),
+        layout="channels_last",
+    ),
+    _case(
+        "relu_not_finite",
+        "-Inf becomes 0; by running statistics each value stays alone",
+        _relu_not_finite,
+        _root(training=False),
+    ),
+    _case(
+        "leaky_not_finite",
+        "the same, times a slope",
+        _relu_not_finite,
+        _call(False, negative_slope=0.2),
+        layout="channels_last",
+    ),
     _case("plain", "slope 1: batch norm alone", _make(4, 3, 5, 5), _call(negative_slope=1.0)),
     _case("eval", "running statistics, left as they are", _make(4, 3, 5, 5), _call(False)),
     _case(

@@ -13,7 +13,7 @@ from torch import Tensor
 from genimg.reference.batch_norm_act import batch_norm_act
 from genimg.reference.conv2d import IntOrPair, conv2d
 from genimg.reference.conv_transpose2d import conv_transpose2d
-from genimg.testing import Case, Tensors, normal
+from genimg.testing import Case, Tensors, integers, normal
 
 
 class Direction(enum.Enum):
@@ -190,6 +190,26 @@ def _make(shape: tuple[int, ...], layers: Sequence[_Layer]) -> Callable[..., Ten
     return tensors
 
 
+def _away_from_kinks(made: Tensors, generator: torch.Generator) -> Tensors:
+    """Integers and 0.25: what enters an activation is 0.25 or more away from 0."""
+    constants = {"bias": 0.25, "beta": 0.25, "gamma": 1.0, "mean": 0.0, "var": 1.0}
+    return {
+        name: torch.full_like(x, constants[name[:-1]])
+        if name[:-1] in constants
+        else integers(generator, *x.shape, limit=2)
+        for name, x in made.items()
+    }
+
+
+def _minus_infinity(made: Tensors, generator: torch.Generator) -> Tensors:
+    """What enters the first activation is -Inf at some pixels, and never +Inf or NaN."""
+    made["weight0"] = -made["weight0"].abs()
+    if "gamma0" in made:
+        made["gamma0"] = made["gamma0"].abs()
+    made["x"][1, 2, 3, 3] = float("inf")
+    return made
+
+
 def _blocks(layers: Sequence[_Layer], t: Tensors) -> list[ConvBlock]:
     return [
         ConvBlock(
@@ -221,15 +241,20 @@ def _case(
     shape: tuple[int, ...],
     layers: Sequence[_Layer],
     training: bool = True,
+    change: Callable[[Tensors, torch.Generator], Tensors] = lambda made, generator: made,
+    behind: Callable[[Tensor], Tensor] = lambda y: y,
     **options: Any,
 ) -> Case:
+    def tensors(generator: torch.Generator) -> Tensors:
+        return change(_make(shape, layers)(generator), generator)
+
     names = _make(shape, layers)(torch.Generator()) if 0 not in shape else {}
     names = names or _make((1, *shape[1:]), layers)(torch.Generator())
     return Case(
         name,
         why,
-        _make(shape, layers),
-        lambda op, t: op(t["x"], _blocks(layers, t), training=training),
+        tensors,
+        lambda op, t: behind(op(t["x"], _blocks(layers, t), training=training)),
         grad=tuple(key for key in names if not key.startswith(("mean", "var"))),
         state=tuple(key for key in names if key.startswith(("mean", "var"))),
         keep=tuple(key for key in names if key.startswith(("mean", "var", "gamma", "beta"))),
@@ -283,6 +308,42 @@ CASES = (
             _Layer(_UP, 18, kernel=3, output_padding=1),
             _Layer(_UP, 1, kernel=3, output_padding=1, norm=False, activation=Activation.SIGMOID),
         ),
+    ),
+    _case(
+        "relu_masks",
+        "0 times the infinite gradient of a root is 0, with and without a norm",
+        (2, 3, 8, 8),
+        (
+            _Layer(_DOWN, 18, norm=False, negative_slope=0.0),
+            _Layer(_UP, 11, frozen=True, negative_slope=0.0),
+        ),
+        change=_away_from_kinks,
+        behind=torch.sqrt,
+    ),
+    _case(
+        "relu_masks_at_the_end",
+        "the same without a norm",
+        (2, 3, 8, 8),
+        (_Layer(_DOWN, 18, norm=False, negative_slope=0.0),),
+        change=_away_from_kinks,
+        behind=torch.sqrt,
+    ),
+    _case(
+        "relu_of_minus_infinity",
+        "becomes 0, in prologue, epilogue and at the end",
+        (2, 3, 8, 8),
+        (
+            _Layer(_DOWN, 18, frozen=True, negative_slope=0.0),
+            _Layer(_DOWN, 5, norm=False, negative_slope=0.0),
+        ),
+        change=_minus_infinity,
+    ),
+    _case(
+        "relu_of_minus_infinity_without_norm",
+        "the same",
+        (2, 3, 8, 8),
+        (_Layer(_DOWN, 18, norm=False, negative_slope=0.0),),
+        change=_minus_infinity,
     ),
     _case("sliced", "NaN between the channels", (2, 4, 4, 4), _GENERATOR, layout="sliced"),
     _case("empty_batch", "no image", (0, 4, 4, 4), _GENERATOR, False),

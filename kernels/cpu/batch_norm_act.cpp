@@ -1,6 +1,6 @@
 #include "batch_norm_act.h"
 
-#include "vector.h"
+#include "leaky.h"
 
 namespace genimg::cpu::GENIMG_ISA {
 namespace {
@@ -35,17 +35,6 @@ inline float affine(float x, float mean, float scale, float shift) {
   return (x - mean) * scale + shift;
 }
 
-inline float leaky(float gate, float value, float negative_slope) {
-  const float scaled = value * negative_slope;  // outside the branch, so that loops vectorise
-  return gate > 0 ? value : scaled;
-}
-
-// Slope 0 is ReLU, which sends -Inf to 0, not to NaN.
-inline float activate(float z, float negative_slope) {
-  const float scaled = negative_slope == 0 && z < 0 ? 0.0f : z * negative_slope;
-  return z > 0 ? z : scaled;
-}
-
 template <typename S>
 struct Plane {
   using T = typename S::Storage;
@@ -71,19 +60,21 @@ struct Plane {
   }
 
   static void fwd(const T* __restrict x, T* __restrict y, int64_t n, BatchNormAct op) {
+    const Leaky leaky(op.negative_slope);
     for (int64_t i = 0; i < n; ++i) {
       const float z = affine(S::load(x + i), op.mean, op.scale, op.shift);
-      S::store(y + i, activate(z, op.negative_slope));
+      S::store(y + i, leaky(z, z));
     }
   }
 
   static void sums(const T* __restrict grad_y, const T* __restrict x, int64_t n, BatchNormAct op,
                    double* sum_dz, double* sum_dz_x) {
+    const Leaky leaky(op.negative_slope);
     Lanes dz_sums, dz_x_sums;
     const auto add = [&](int64_t i, int lane) __attribute__((always_inline)) {
       const float centred = S::load(x + i) - op.mean;
       const float z = centred * op.scale + op.shift;
-      const float dz = leaky(z, S::load(grad_y + i), op.negative_slope);
+      const float dz = leaky(z, S::load(grad_y + i));
       dz_sums.values[lane] += dz;
       dz_x_sums.values[lane] += static_cast<double>(dz) * centred;
     };
@@ -99,10 +90,12 @@ struct Plane {
   static void bwd(const T* __restrict grad_y, const T* __restrict x, T* __restrict grad_x,
                   int64_t n, BatchNormActGrad op) {
     const BatchNormAct f = op.forward;
+    const Leaky leaky(f.negative_slope);
     for (int64_t i = 0; i < n; ++i) {
       const float centred = S::load(x + i) - f.mean;
-      const float dz = leaky(centred * f.scale + f.shift, S::load(grad_y + i), f.negative_slope);
-      S::store(grad_x + i, f.scale * dz + centred * op.slope + op.offset);
+      const float dz = leaky(centred * f.scale + f.shift, S::load(grad_y + i));
+      const float through = op.batch ? centred * op.slope + op.offset : 0.0f;
+      S::store(grad_x + i, f.scale * dz + through);
     }
   }
 };
@@ -201,16 +194,13 @@ struct Pixels {
 
   static void fwd(const T* __restrict x, T* __restrict y, int64_t rows, int64_t channels,
                   int64_t stride, BatchNormActs op) {
-    const Vector slope = broadcast(op.negative_slope);
-    const bool relu = op.negative_slope == 0;
+    const Leaky leaky(op.negative_slope);
     for (int64_t row = 0; row < rows; ++row) {
       over_channels(channels, [=](int64_t c, auto part) __attribute__((always_inline)) {
         const Vector z =
             (part.read(x + row * stride + c) - part.read(op.mean + c)) * part.read(op.scale + c) +
             part.read(op.shift + c);
-        // As in activate(): -Inf becomes 0 under a slope of 0, and NaN stays.
-        const Vector scaled = relu ? (z < Vector{} ? Vector{} : z * slope) : z * slope;
-        part.write(y + row * channels + c, z > Vector{} ? z : scaled);
+        part.write(y + row * channels + c, leaky(z, z));
       });
     }
   }
@@ -219,34 +209,35 @@ struct Pixels {
                    int64_t channels, int64_t stride, BatchNormActs op, double* __restrict sum_dz,
                    double* __restrict sum_dz_x) {
     for (int64_t c = 0; c < channels; ++c) sum_dz[c] = sum_dz_x[c] = 0;
-    const Vector slope = broadcast(op.negative_slope);
-    sum_rows(
-        rows, channels, sum_dz, sum_dz_x, [=](int64_t c, auto part) __attribute__((always_inline)) {
-          const Vector mean = part.read(op.mean + c), scale = part.read(op.scale + c),
-                       shift = part.read(op.shift + c);
-          return [=](int64_t row, Vector* dz_sums, Vector* dz_x_sums)
-                     __attribute__((always_inline)) {
-                       const Vector centred = part.read(x + row * stride + c) - mean;
-                       const Vector grad = part.read(grad_y + row * channels + c);
-                       const Vector dz = centred * scale + shift > Vector{} ? grad : grad * slope;
-                       *dz_sums += dz;
-                       *dz_x_sums += dz * centred;
-                     };
-        });
+    const Leaky leaky(op.negative_slope);
+    sum_rows(rows, channels, sum_dz, sum_dz_x,
+             [=](int64_t c, auto part) __attribute__((always_inline)) {
+               const Vector mean = part.read(op.mean + c), scale = part.read(op.scale + c),
+                            shift = part.read(op.shift + c);
+               return [=](int64_t row, Vector* dz_sums, Vector* dz_x_sums)
+                          __attribute__((always_inline)) {
+                            const Vector centred = part.read(x + row * stride + c) - mean;
+                            const Vector grad = part.read(grad_y + row * channels + c);
+                            const Vector dz = leaky(centred * scale + shift, grad);
+                            *dz_sums += dz;
+                            *dz_x_sums += dz * centred;
+                          };
+             });
   }
 
   static void bwd(const T* __restrict grad_y, const T* __restrict x, T* __restrict grad_x,
                   int64_t rows, int64_t channels, int64_t stride, BatchNormActGrads op) {
     const BatchNormActs f = op.forward;
-    const Vector slope = broadcast(f.negative_slope);
+    const Leaky leaky(f.negative_slope);
     for (int64_t row = 0; row < rows; ++row) {
       over_channels(channels, [=](int64_t c, auto part) __attribute__((always_inline)) {
         const Vector scale = part.read(f.scale + c);
         const Vector centred = part.read(x + row * stride + c) - part.read(f.mean + c);
         const Vector grad = part.read(grad_y + row * channels + c);
-        const Vector dz = centred * scale + part.read(f.shift + c) > Vector{} ? grad : grad * slope;
-        part.write(grad_x + row * channels + c,
-                   scale * dz + centred * part.read(op.slope + c) + part.read(op.offset + c));
+        const Vector dz = leaky(centred * scale + part.read(f.shift + c), grad);
+        Vector grad_of_x = scale * dz;
+        if (op.batch) grad_of_x += centred * part.read(op.slope + c) + part.read(op.offset + c);
+        part.write(grad_x + row * channels + c, grad_of_x);
       });
     }
   }

@@ -16,10 +16,12 @@ struct BatchNormAct {
 };
 
 // With dz = grad_y * (z > 0 ? 1 : negative_slope):
-// grad_x = scale * dz + (x - mean) * slope + offset.
+// grad_x = scale * dz + (x - mean) * slope + offset, or scale * dz alone where the statistics do
+// not depend on x: an x that is not finite has a part in nothing then.
 struct BatchNormActGrad {
   BatchNormAct forward;
   float slope, offset;
+  bool batch;  // statistics
 };
 
 // The same, an array each, one number for each channel.
@@ -31,6 +33,7 @@ struct BatchNormActs {
 struct BatchNormActGrads {
   BatchNormActs forward;
   const float *slope, *offset;
+  bool batch;
 };
 
 // T is float, or uint16_t for bfloat16 bit patterns. Sums are in double.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conv_tiles.h"
+#include "leaky.h"
 
 namespace genimg::cpu::GENIMG_ISA {
 
@@ -23,10 +24,6 @@ struct Plain {
   const T* x;
 };
 
-inline Vector leaky(Vector gate, Vector value, Vector slope) {
-  return gate > Vector{} ? value : value * slope;
-}
-
 template <typename T>
 struct AffineLeaky {
   static constexpr bool kPlain = false;
@@ -36,11 +33,11 @@ struct AffineLeaky {
         mean(p.mean),
         scale(p.scale),
         shift(p.shift),
-        slope(broadcast(p.negative_slope)) {}
+        leaky(p.negative_slope) {}
 
   Vector apply(Vector v, int64_t c) const {
     const Vector z = (v - load(mean + c)) * load(scale + c) + load(shift + c);
-    return leaky(z, z, slope);
+    return leaky(z, z);
   }
   Vector all(int64_t at, int64_t c) const { return apply(load(x + at), c); }
   Vector first(int64_t at, int64_t c, int count) const {
@@ -48,12 +45,12 @@ struct AffineLeaky {
   }
   float one(int64_t at, int64_t c) const {
     const float z = (widen(x[at]) - mean[c]) * scale[c] + shift[c];
-    return z > 0 ? z : z * slope[0];
+    return leaky(z, z);
   }
 
   const T* x;
   const float *mean, *scale, *shift;
-  const Vector slope;
+  const Leaky leaky;
 };
 
 template <typename T>

@@ -35,15 +35,14 @@ inline float sigmoid_of(float x) {
 // An epilogue's activation; none is a leaky one of slope 1.
 struct Activate {
   explicit Activate(const Epilogue& e)
-      : activation(e.activation),
-        slope(broadcast(e.activation == Epilogue::leaky ? e.negative_slope : 1)) {}
+      : activation(e.activation), leaky(e.activation == Epilogue::leaky ? e.negative_slope : 1) {}
 
   Vector operator()(Vector z) const {
-    return activation >= Epilogue::tanh ? curve(z, activation) : leaky(z, z, slope);
+    return activation >= Epilogue::tanh ? curve(z, activation) : leaky(z, z);
   }
 
   const Epilogue::Activation activation;
-  const Vector slope;
+  const Leaky leaky;
 };
 
 // Sums of a vector of channels over a block's pixels.
@@ -84,12 +83,12 @@ struct GateStore {
         mean(load(e.mean + c)),
         scale(load(e.scale + c)),
         shift(load(e.shift + c)),
-        slope(broadcast(e.negative_slope)),
+        leaky(e.negative_slope),
         count(count) {}
 
   [[gnu::always_inline]] void operator()(int64_t at, Vector value, Moments* moments) const {
     const Vector centred = (kFull ? load(y + at) : load_first(y + at, count)) - mean;
-    Vector dz = leaky(centred * scale + shift, value, slope);
+    Vector dz = leaky(centred * scale + shift, value);
     if constexpr (kFull) {
       store(out + at, dz);
       if (sizeof(T) == 2) dz = load(out + at);
@@ -103,7 +102,8 @@ struct GateStore {
 
   T* const out;
   const T* const y;
-  const Vector mean, scale, shift, slope;
+  const Vector mean, scale, shift;
+  const Leaky leaky;
   const int count;
 };
 

@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int lane = 0; lane < kLanes; ++lane) {
       const int s = ThisWalk::slot(lane);
       const float z = (widen(in.lane[lane]) - affine.mean[s]) * affine.scale[s] + affine.shift[s];
-      out.lane[lane] = narrow<T>(activate(z, negative_slope));
+      out.lane[lane] = narrow<T>(leaky(z, z, negative_slope));
     }
     store_vector(y + walk.dense_offset(i), out);
   }
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int lane = 0; lane < kLanes; ++lane) {
         const int s = ThisWalk::slot(lane);
         const float centred = widen(in.lane[lane]) - affine.mean[s], g = widen(grad.lane[lane]);
-        const float dz = centred * affine.scale[s] + affine.shift[s] > 0 ? g : g * negative_slope;
+        const float dz = leaky(centred * affine.scale[s] + affine.shift[s], g, negative_slope);
         all.dz[s] += dz;
         all.dz_x[s] += dz * centred;
       }
@@ -194,8 +194,10 @@ __global__ void __launch_bounds__(kThreads)
     for (int lane = 0; lane < kLanes; ++lane) {
       const int s = ThisWalk::slot(lane);
       const float centred = widen(in.lane[lane]) - affine.mean[s], g = widen(grad.lane[lane]);
-      const float dz = centred * affine.scale[s] + affine.shift[s] > 0 ? g : g * negative_slope;
-      out.lane[lane] = narrow<T>(affine.scale[s] * dz + (centred * slope[s] + constant[s]));
+      const float dz = leaky(centred * affine.scale[s] + affine.shift[s], g, negative_slope);
+      // Without statistics of the batch an x that is not finite has a part in nothing.
+      const float through = grad_weight ? centred * slope[s] + constant[s] : 0.0f;
+      out.lane[lane] = narrow<T>(affine.scale[s] * dz + through);
     }
     store_vector(grad_x + dense, out);
   }

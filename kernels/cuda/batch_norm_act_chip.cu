@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads)
       const int s = ThisWalk::slot(lane);
       const float z =
           (widen(values.lane[lane]) - affine.mean[s]) * affine.scale[s] + affine.shift[s];
-      values.lane[lane] = narrow<T>(activate(z, negative_slope));
+      values.lane[lane] = narrow<T>(leaky(z, z, negative_slope));
     }
     store_vector(y + walk.dense_offset(walk.first + visit * walk.stride), values);
   }
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads)
   const Affine<kSlots> affine(channel, weight, bias, mean + channel, rstd + channel);
   // dz of an output's gradient.
   const auto through = [&](float centred, float gradient, int s) {
-    return centred * affine.scale[s] + affine.shift[s] > 0 ? gradient : gradient * negative_slope;
+    return leaky(centred * affine.scale[s] + affine.shift[s], gradient, negative_slope);
   };
   Sums<kSlots> all;
   int visits = 0;

@@ -1,6 +1,7 @@
 // Batch norm and LeakyReLU of the channels that a thread has.
 #pragma once
 
+#include "leaky.h"
 #include "vector.h"
 
 namespace genimg::cuda {
@@ -64,11 +65,5 @@ struct Affine {
     }
   }
 };
-
-// Slope 0 is ReLU, which sends -Inf to 0, not to NaN.
-__device__ __forceinline__ float activate(float z, float negative_slope) {
-  const float scaled = negative_slope == 0 && z < 0 ? 0.0f : z * negative_slope;
-  return z > 0 ? z : scaled;
-}
 
 }  // namespace genimg::cuda

@@ -9,7 +9,7 @@ namespace genimg::cuda {
 __device__ __forceinline__ float activate(float value, Activation activation, float slope) {
   switch (activation) {
     case Activation::kLeakyRelu:
-      return leaky(value, slope);
+      return leaky(value, value, slope);
     case Activation::kTanh:
       return tanhf(value);
     case Activation::kSigmoid:
@@ -62,7 +62,7 @@ struct AnyEpilogue {
       if (given.gate.mean != nullptr) {
         z = (z - given.gate.mean[c]) * given.gate.scale[c] + given.gate.shift[c];
       }
-      values[i] *= z > 0 ? 1.0f : given.gate_slope;
+      values[i] = leaky(z, values[i], given.gate_slope);
     }
   }
 };

@@ -2,15 +2,10 @@
 #pragma once
 
 #include "conv.h"
+#include "leaky.h"
 #include "vector.h"
 
 namespace genimg::cuda {
-
-// Slope 0 is ReLU, which sends -Inf to 0, not to NaN.
-__device__ __forceinline__ float leaky(float value, float slope) {
-  const float scaled = slope == 0 && value < 0 ? 0.0f : value * slope;
-  return value > 0 ? value : scaled;
-}
 
 // Neighbouring floats of an array per channel, which is aligned where kLanes are more than one.
 template <int kLanes>
@@ -76,7 +71,7 @@ struct AnyPrologue {
 #pragma unroll
       for (int i = 0; i < kLanes; ++i) {
         const float z = (widen(values[i]) - mean[i]) * scale[i] + shift[i];
-        values[i] = narrow<T>(leaky(z, given.negative_slope));
+        values[i] = narrow<T>(leaky(z, z, given.negative_slope));
       }
       return;
     }

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int s = 0; s < kLanes; ++s) {
       const float z = (widen(in.lane[s]) - norm.mean[s]) * norm.scale[s] + norm.shift[s];
-      out.lane[s] = narrow<T>(activate(leaky(z, end.negative_slope), end.activation, 1));
+      out.lane[s] = narrow<T>(activate(leaky(z, z, end.negative_slope), end.activation, 1));
     }
     store_vector(y + walk.offset(i), out);
   }
@@ -50,24 +50,22 @@ __global__ void __launch_bounds__(kThreads)
   const Walk<true, kLanes> walk(shape);
   const int64_t channels = end.channels, numbers = channels * gridDim.y;
   const bool normed = end.norm.mean != nullptr, curved = end.activation != Activation::kNone;
-  // Without a norm the output has z's sign; where the slope is 1, nobody asks for it.
-  const T* const gate = normed ? raw : y;
   Sums<kLanes> all;
   if (walk.end > 0) {
     const EndNorm<kLanes> norm(walk.channel, end.norm);
     for (unsigned i = walk.first; i < walk.end; i += walk.stride) {
       const auto grad = load_vector<kLanes>(grad_y + walk.offset(i));
       Vector<T, kLanes> in = {}, out = {}, result;
-      if (end.negative_slope != 1 || normed) in = load_vector<kLanes>(gate + walk.offset(i));
+      if (normed) in = load_vector<kLanes>(raw + walk.offset(i));
       if (curved) out = load_vector<kLanes>(y + walk.offset(i));
 #pragma unroll
       for (int s = 0; s < kLanes; ++s) {
         const float centred = widen(in.lane[s]) - norm.mean[s], value = widen(out.lane[s]);
-        const float z = normed ? centred * norm.scale[s] + norm.shift[s] : centred;
+        const float z = centred * norm.scale[s] + norm.shift[s];
         float g = widen(grad.lane[s]);
         if (end.activation == Activation::kTanh) g *= 1 - value * value;
         if (end.activation == Activation::kSigmoid) g *= value * (1 - value);
-        result.lane[s] = narrow<T>(z > 0 ? g : g * end.negative_slope);
+        result.lane[s] = narrow<T>(leaky(z, g, end.negative_slope));
         const float stored = widen(result.lane[s]);
         all.dz[s] += stored;
         all.dz_x[s] += stored * centred;

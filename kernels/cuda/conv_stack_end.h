@@ -22,7 +22,7 @@ cudaError_t launch_conv_stack_end_fwd(const ConvStackEnd& end, const T* raw, T* 
 ConvSumsRoom conv_stack_end_sums(const ConvStackEnd& end);
 
 // dz, the gradient behind the norm, or behind the convolution where there is none; and what is made
-// of its sums. y, the output, is read for tanh and sigmoid, and for the sign without a norm.
+// of its sums. y, the output, is read for tanh and sigmoid.
 template <typename T>
 cudaError_t launch_conv_stack_end_bwd(const ConvStackEnd& end, const T* grad_y, const T* y,
                                       const T* raw, T* dz, const ConvNormGrads& grads,

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from genimg.kernels.triton.elementary import leaky
 from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.lines import (
     COLUMNS_OF_PIXELS,
@@ -210,9 +211,7 @@ def _batch_norm_act_fwd_kernel(
     from_x = line_offsets(m, channels, batch_stride, line_stride, PIXELS)[:, None] + n[None, :]
     x = tl.load(x_ptr + from_x, mask=inside, other=0.0).to(tl.float32)
     z = _affine(x, over_tile(mean, PIXELS), over_tile(scale, PIXELS), over_tile(bias, PIXELS))
-    # Slope 0 is ReLU, which sends -Inf to 0, not to NaN.
-    scaled = tl.where((negative_slope == 0) & (z < 0), 0.0, z * negative_slope)
-    y = tl.where(z > 0, z, scaled)
+    y = leaky(z, z, negative_slope)
     to_y = line_offsets(m, channels, y_batch_stride, y_line_stride, PIXELS)[:, None] + n[None, :]
     tl.store(y_ptr + to_y, y.to(y_ptr.dtype.element_ty), mask=inside)
 
@@ -261,7 +260,7 @@ def _batch_norm_act_sums_kernel(
         x = tl.load(x_ptr + from_x, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(grad_y_ptr + from_grad, mask=inside, other=0.0).to(tl.float32)
         z = _affine(x, mean, scale[None, :], bias[None, :])
-        dz = tl.where(z > 0, grad, grad * negative_slope)
+        dz = leaky(z, grad, negative_slope)
         dz_sums += dz
         dz_x_sums += tl.where(inside, dz * (x - mean), 0.0)
     dz_total = sum_of_channel(dz_sums, PIXELS)
@@ -338,15 +337,17 @@ def _batch_norm_act_bwd_kernel(
     scale = of_channel(weight_ptr, c, exists, 1.0) * of_channel(rstd_ptr, c, exists, 1.0)
     scale = over_tile(scale, PIXELS)
     bias = over_tile(of_channel(bias_ptr, c, exists, 0.0), PIXELS)
-    slope = over_tile(of_channel(slope_ptr, c, exists, 0.0), PIXELS)
-    offset = over_tile(of_channel(offset_ptr, c, exists, 0.0), PIXELS)
     from_x = line_offsets(m, channels, batch_stride, line_stride, PIXELS)[:, None] + n[None, :]
     dense = line_offsets(m, channels, dense_batch_stride, dense_line_stride, PIXELS)
     dense = dense[:, None] + n[None, :]
     x = tl.load(x_ptr + from_x, mask=inside, other=0.0).to(tl.float32)
     grad = tl.load(grad_y_ptr + dense, mask=inside, other=0.0).to(tl.float32)
-    dz = tl.where(_affine(x, mean, scale, bias) > 0, grad, grad * negative_slope)
-    grad_x = scale * dz + (x - mean) * slope + offset
+    dz = leaky(_affine(x, mean, scale, bias), grad, negative_slope)
+    grad_x = scale * dz
+    if slope_ptr is not None:  # else an x that is not finite has a part in nothing
+        slope = over_tile(of_channel(slope_ptr, c, exists, 0.0), PIXELS)
+        offset = over_tile(of_channel(offset_ptr, c, exists, 0.0), PIXELS)
+        grad_x += (x - mean) * slope + offset
     tl.store(grad_x_ptr + dense, grad_x.to(grad_x_ptr.dtype.element_ty), mask=inside)
 
 

@@ -1,4 +1,4 @@
-"""exp, log, sine and cosine of float32 values, as ``kernels/cpu/elementary.h`` has them.
+"""LeakyReLU, exp, log, sine and cosine of float32 values, as ``kernels/cpu/elementary.h`` has them.
 
 Triton's own are either rough near 1 and 0 (``ex2.approx``, ``lg2.approx``), or have a slow path
 with a stack. These have neither, and the interpreter runs what a GPU runs, but for the rounding of
@@ -10,6 +10,17 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def leaky(gate, value, slope):
+    """``value`` where the gate is above 0, else ``slope value``: LeakyReLU and its derivative.
+
+    A slope of 0 is ReLU, which masks as torch's does: a product with 0 would make NaN of the -Inf,
+    or of the infinite gradient, that is to become 0. A gate that is NaN lets the value pass there.
+    """
+    masked = tl.where(gate <= 0, 0.0, value)
+    return tl.where(gate > 0, value, tl.where(slope == 0, masked, value * slope))
 
 
 @triton.jit

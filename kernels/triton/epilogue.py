@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from genimg.kernels.triton.elementary import leaky
+
 NONE, LEAKY, RELU, TANH, SIGMOID = "none", "leaky", "relu", "tanh", "sigmoid"
 AFFINE, SIGN = "affine", "sign"
 MOMENTS, SUMS = 3, 2
@@ -120,7 +122,7 @@ def write_tile(
             shift = tl.load(coef_ptr + 2 * channels + channel, mask=known, other=0.0)
             y -= mean[None, :]
             z = y * scale[None, :] + shift[None, :]
-        tile = tl.where(z > 0, tile, tile * slope)
+        tile = leaky(z, tile, slope)
     stored = tile.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + offsets, stored, mask=inside)
     # What is known of the values is of those that the next kernel reads.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.offline import Compile, signature_of
-from genimg.kernels.triton.runtime import in_order_of, on_device_of
+from genimg.kernels.triton.runtime import empty_elementwise, in_order_of, on_device_of
 
 # 1024 elements are two (half dtypes) or four vectors of 16 bytes for each of the 128 threads.
 BLOCK = 1024
@@ -40,7 +40,7 @@ def _leaky_relu_bwd_kernel(grad_y_ptr, x_ptr, grad_x_ptr, n, negative_slope, BLO
 
 def leaky_relu_fwd(x: Tensor, negative_slope: float) -> Tensor:
     """``y`` of ``x``, any strides; the result is dense in ``x``'s memory format."""
-    y = torch.empty_like(x)
+    y = empty_elementwise(x)
     n = x.numel()
     if n:
         with on_device_of(x):
@@ -52,7 +52,7 @@ def leaky_relu_fwd(x: Tensor, negative_slope: float) -> Tensor:
 
 def leaky_relu_bwd(grad_y: Tensor, x: Tensor, negative_slope: float) -> Tensor:
     """``grad_x`` of ``grad_y`` and ``x``, any strides; dense in ``x``'s memory format."""
-    grad_x = torch.empty_like(x)
+    grad_x = empty_elementwise(x) if grad_y.is_contiguous() else torch.empty_like(x)
     n = x.numel()
     if n:
         with on_device_of(x):

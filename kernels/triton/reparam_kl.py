@@ -20,7 +20,7 @@ from genimg.kernels.triton.elementary import exp, expm1, expm1_minus_x
 from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.offline import Compile, signature_of
 from genimg.kernels.triton.philox import philox_normal
-from genimg.kernels.triton.runtime import in_order_of, on_device_of, width_for
+from genimg.kernels.triton.runtime import empty_elementwise, in_order_of, on_device_of, width_for
 
 # Counters of a tile: two for each of 128 threads, which have eight elements then.
 TILE = 256
@@ -167,7 +167,7 @@ def reparam_kl_fwd(mu: Tensor, logvar: Tensor, seed: Tensor) -> tuple[Tensor, Te
             launch(_reparam_kl_sum_kernel, (triton.cdiv(rows, BLOCK_N),))(
                 sums, kl, rows, parts, BLOCK_P=BLOCK_P, BLOCK_N=BLOCK_N
             )
-    return in_order_of(torch.empty_like(mu), z), kl
+    return in_order_of(empty_elementwise(mu), z), kl
 
 
 def reparam_kl_bwd(
@@ -191,8 +191,8 @@ def reparam_kl_bwd(
                 **constants,
                 num_warps=NUM_WARPS,
             )
-    in_order = in_order_of(torch.empty_like(mu), grad_mu)
-    return in_order, in_order_of(torch.empty_like(logvar), grad_logvar)
+    in_order = in_order_of(empty_elementwise(mu), grad_mu)
+    return in_order, in_order_of(empty_elementwise(logvar), grad_logvar)
 
 
 def compiles() -> Iterator[Compile]:

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from genimg.memory_format import elementwise_format
+
 MINIMUM_VERSION = (3, 6)
 
 VERSION: str | None = (
@@ -41,6 +43,11 @@ def why_not(x: Tensor) -> str | None:
     if MISSING is None and INTERPRETED and x.dtype == torch.bfloat16:
         return "Triton's interpreter computes bfloat16 wrongly"
     return MISSING
+
+
+def empty_elementwise(x: Tensor) -> Tensor:
+    """A result of ``x`` with the strides that torch's elementwise ops give it."""
+    return torch.empty_like(x, memory_format=elementwise_format(x))
 
 
 def in_order_of(like: Tensor, x: Tensor) -> Tensor:
