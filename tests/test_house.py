@@ -39,6 +39,7 @@ GLUE_OF_SEVERAL = {
     "conv_stack_cuda",
     "convolution",
     "convolution_cuda",
+    "leaky_signs",
     "memory_format",
     "module",
     "moments",
@@ -47,7 +48,7 @@ GLUE_OF_SEVERAL = {
     "scratch",
 }
 NOT_OPS = {
-    "ops": {"__init__", "checks", "conv_block", "convolution", "flops"},
+    "ops": {"__init__", "checks", "conv_block", "convolution", "flops", "leaky_signs"},
     "reference": {"__init__"},
 }
 pytestmark = pytest.mark.skipif(

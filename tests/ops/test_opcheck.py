@@ -17,7 +17,14 @@ pytestmark = pytest.mark.skipif(not _native.available(), reason=_native.why_not(
 NAMED = {
     "batch_norm_act": ("primes", "channels_last", "eval", "no_affine_no_statistics"),
     "conv2d": ("one_pixel", "k4s2p1_primes", "k4s2p1_channels_last", "weight_channels_last"),
-    "conv_stack": ("generator", "discriminator", "channels_last", "eval", "frozen_norm"),
+    "conv_stack": (
+        "generator",
+        "discriminator",
+        "channels_last",
+        "eval",
+        "frozen_norm",
+        "relu_masks_at_the_end",
+    ),
     "conv_transpose2d": ("one_pixel", "k4s2p1_primes", "k4s2p1_channels_last", "few_channels"),
     "leaky_relu": ("primes", "channels_last"),
     "reparam_kl": ("primes",),
@@ -37,11 +44,12 @@ class _Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def calls_of(op, name, backend="cpu"):
-    case = case_of(op, name)
+def calls_of(op, *names):
     with _Calls() as seen:
-        function = partial(OPS[op].function, backend=backend)
-        run(case, function, prepare(case, torch.float32, "cpu"))
+        for name in names:
+            case = case_of(op, name)
+            function = partial(OPS[op].function, backend="cpu")
+            run(case, function, prepare(case, torch.float32, "cpu"))
     return seen.calls
 
 
@@ -58,7 +66,9 @@ def test_opcheck(op, name):
 
 def test_every_op_of_the_library_is_checked():
     """A new C++ op is called by the cases above."""
-    checked = {func._opname for op, names in NAMED.items() for func, _ in calls_of(op, names[0])}
+    checked = {
+        func._opname for op, names in NAMED.items() for func, _ in calls_of(op, names[0], names[-1])
+    }
     schemas = torch._C._jit_get_all_schemas()
     library = {s.name.removeprefix("genimg::") for s in schemas if s.name.startswith("genimg::")}
     assert library <= checked, library - checked
