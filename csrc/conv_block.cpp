@@ -101,7 +101,12 @@ Convolution ConvBlock::convolution() const {
   return {op, transposed, stride, padding, output_padding};
 }
 
-at::MemoryFormat ConvBlock::passed_on(at::MemoryFormat format, at::IntArrayRef sizes) const {
+void ConvBlock::set_formats(at::MemoryFormat input) {
+  input_format = input;
+  format = output_format(input, weight);
+}
+
+at::MemoryFormat ConvBlock::passed_on(at::IntArrayRef sizes) const {
   // Where a size of 1 lets both formats fit, norms and activations take the contiguous one; and of
   // one value an image, the strides are the same.
   const bool elementwise = has_norm() || activation != identity;
@@ -146,7 +151,7 @@ Written ConvBlock::forward(const ReadImage& image, bool training) const {
   if (measures) moments.attach(&epilogue);
   const bool served = contract(geometry, direction, weight, image.prologue(), epilogue);
   if (!served) {
-    y = conv.unfused(image.dense(), weight, bias);
+    y = conv.unfused(in_format(image.dense(), input_format), weight, bias);
     y = result_in_format(has_norm() ? y : activate(y), at::MemoryFormat::ChannelsLast);
   }
   Written written = {y, {}};
@@ -209,11 +214,12 @@ std::tuple<at::Tensor, at::Tensor> ConvBlock::unfused_backward(const ReadImage& 
                                                                const at::Tensor& image,
                                                                bool needs_x,
                                                                bool needs_weight) const {
-  return convolution().unfused_backward(grad.dense(), image, weight, needs_x, needs_weight);
+  return convolution().unfused_backward(in_format(grad.dense(), format),
+                                        in_format(image, input_format), weight, needs_x,
+                                        needs_weight);
 }
 
-at::Tensor ConvBlock::weight_backward(const ReadImage& image, const ReadImage& grad,
-                                      at::MemoryFormat format) const {
+at::Tensor ConvBlock::weight_backward(const ReadImage& image, const ReadImage& grad) const {
   at::Tensor grad_weight = at::empty(weight.sizes(), weight.options(), format);
   const cpu::ConvGeometry geometry = convolution().geometry(image.x, grad.x, weight);
   const cpu::Prologue ours = image.prologue(), theirs = grad.prologue();

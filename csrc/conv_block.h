@@ -45,9 +45,9 @@ struct ConvBlock {
   bool takes_statistics(bool training) const { return norm == batch && training; }
   // The slope below zero of what stands behind the norm; without an activation, 1.
   double gate_slope() const { return activation == leaky ? negative_slope : 1.0; }
-  // The format in which torch's layers hand on an output of these sizes that the convolution gives
-  // in `format`.
-  at::MemoryFormat passed_on(at::MemoryFormat format, at::IntArrayRef sizes) const;
+  void set_formats(at::MemoryFormat input);
+  // The format in which torch's layers hand on an output of these sizes.
+  at::MemoryFormat passed_on(at::IntArrayRef sizes) const;
   Affine affine(const at::Tensor& mean, const at::Tensor& rstd) const;
 
   Written forward(const ReadImage& image, bool training) const;
@@ -58,8 +58,7 @@ struct ConvBlock {
   at::Tensor activation_backward(const at::Tensor& grad_y, const at::Tensor& y) const;
   // Of the convolution's bias, which a norm that takes statistics cancels.
   at::Tensor bias_grad(const at::Tensor& grad_beta, const at::Tensor& scale, bool training) const;
-  at::Tensor weight_backward(const ReadImage& image, const ReadImage& grad,
-                             at::MemoryFormat format) const;
+  at::Tensor weight_backward(const ReadImage& image, const ReadImage& grad) const;
   at::Tensor input_backward(const ReadImage& grad, const at::Tensor& like) const;
   // The gradient of this block's input, through the gate of the block before it, which wrote y.
   GatedGrad gated_backward(const ReadImage& grad, const at::Tensor& y, const Affine& gate,
@@ -71,13 +70,16 @@ struct ConvBlock {
   Norm norm;
   Activation activation;
   double eps, negative_slope;
+  // torch's, of the input, and of the convolution's output and all gradients.
+  at::MemoryFormat input_format, format;
   at::Tensor weight;
   std::optional<at::Tensor> bias, gamma, beta, running_mean, running_var;
 
  private:
   Statistics statistics(const Moments& moments, const at::Tensor* refused) const;
   at::Tensor activate(const at::Tensor& z) const;
-  // PyTorch's gradients of input and weight.
+  // PyTorch's gradients of input and weight, from the formats that it would have: which of its
+  // kernels runs, and with that where NaN and Inf spread to, hangs on them.
   std::tuple<at::Tensor, at::Tensor> unfused_backward(const ReadImage& grad,
                                                       const at::Tensor& image, bool needs_x,
                                                       bool needs_weight) const;

@@ -34,18 +34,19 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_fwd_cpu(
     const at::Tensor& x, const c10::List<std::optional<at::Tensor>>& parameters,
     at::IntArrayRef options, at::ArrayRef<double> numbers, bool training, bool keep) {
   check_cpu_dtype("conv_stack_fwd", x.scalar_type());
-  const std::vector<ConvBlock> blocks = read_blocks("conv_stack_fwd", parameters, options, numbers);
+  std::vector<ConvBlock> blocks = read_blocks("conv_stack_fwd", parameters, options, numbers);
   Kept kept(blocks.size());
   auto format = x.suggest_memory_format();
   ReadImage image = ReadImage::plain(as_pixels(x));
   at::Tensor y;
   for (size_t b = 0; b < blocks.size(); ++b) {
-    const ConvBlock& block = blocks[b];
+    ConvBlock& block = blocks[b];
     const bool last = b + 1 == blocks.size();
     block.convolution().check(image.x, block.weight, block.bias ? &*block.bias : nullptr);
+    block.set_formats(format);
     const Written written = block.forward(image, training);
     y = written.image;
-    format = block.passed_on(output_format(format, block.weight), y.sizes());
+    format = block.passed_on(y.sizes());
     if (block.has_norm()) {
       const Statistics& statistics = written.statistics;
       kept.means[b] = statistics.mean;
@@ -147,7 +148,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_bwd_cpu(
     const c10::List<std::optional<at::Tensor>>& parameters, const std::vector<at::Tensor>& kept,
     at::IntArrayRef options, at::ArrayRef<double> numbers, bool training, bool needs_x,
     at::IntArrayRef needs) {
-  const std::vector<ConvBlock> blocks = read_blocks("conv_stack_bwd", parameters, options, numbers);
+  std::vector<ConvBlock> blocks = read_blocks("conv_stack_bwd", parameters, options, numbers);
   TORCH_CHECK(kept.size() == 4 * blocks.size() && needs.size() == blocks.size(),
               "conv_stack_bwd: expected what conv_stack_fwd keeps, and what is needed, of ",
               blocks.size(), " blocks");
@@ -160,20 +161,19 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_bwd_cpu(
   size_t lowest = 0;
   while (!needs_x && lowest < blocks.size() && needs[lowest] == 0) ++lowest;
   at::Tensor grad_x = at::empty({0}, x.options());
-  std::vector<at::MemoryFormat> formats;  // of each convolution's output and gradients
-  auto format = x.suggest_memory_format();
-  for (size_t b = 0; b < blocks.size(); ++b) {
-    formats.push_back(output_format(format, blocks[b].weight));
-    if (b + 1 < blocks.size()) format = blocks[b].passed_on(formats[b], kept[b].sizes());
+  blocks[0].set_formats(x.suggest_memory_format());
+  for (size_t b = 1; b < blocks.size(); ++b) {
+    blocks[b].set_formats(blocks[b - 1].passed_on(kept[b - 1].sizes()));
   }
   for (size_t b = blocks.size(); b-- > lowest;) {
     if (needs[b] & kNeedsWeight) {
-      backward.weights[b] = blocks[b].weight_backward(backward.input(b), backward.grad, formats[b]);
+      backward.weights[b] = blocks[b].weight_backward(backward.input(b), backward.grad);
     }
     if (b > lowest) {
       backward.descend(b, training);
     } else if (needs_x) {
-      grad_x = result_in_format(blocks[0].input_backward(backward.grad, backward.x), formats[0]);
+      grad_x =
+          result_in_format(blocks[0].input_backward(backward.grad, backward.x), blocks[0].format);
     }
   }
   std::vector<at::Tensor> grads;

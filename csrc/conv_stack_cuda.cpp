@@ -38,7 +38,7 @@ class Stack {
         format(x.suggest_memory_format()) {
     std::vector<int64_t> shape = x.sizes().vec();
     for (size_t b = 0; b < parsed.size(); ++b) {
-      const ConvBlock& from = parsed[b];
+      ConvBlock& from = parsed[b];
       const Convolution convolution = from.convolution();
       const at::Tensor image = of_shape(x, shape);
       convolution.check(image, from.weight, given(from.bias));
@@ -65,9 +65,9 @@ class Stack {
       block.running_mean = floats("running mean", from.running_mean, x);
       block.running_var = floats("running variance", from.running_var, x);
       shapes.push_back(shape);
-      formats.push_back(output_format(format, from.weight));
-      format = from.passed_on(formats.back(), shape);
-      block.by_channel = formats.back() != at::MemoryFormat::ChannelsLast;
+      from.set_formats(format);
+      block.by_channel = from.format != at::MemoryFormat::ChannelsLast;
+      format = from.passed_on(shape);
     }
   }
 
@@ -104,10 +104,9 @@ class Stack {
   std::vector<at::Tensor> held_;
 
  public:
-  const std::vector<ConvBlock> parsed;
+  std::vector<ConvBlock> parsed;
   std::vector<cuda::ConvStackBlock> blocks;
   std::vector<std::vector<int64_t>> shapes;  // of every block's output
-  std::vector<at::MemoryFormat> formats;     // of its convolution's output and gradients
   at::MemoryFormat format;                   // of the stack's output
 };
 
@@ -221,7 +220,7 @@ std::tuple<at::Tensor, Tensors> conv_stack_bwd_cuda(const at::Tensor& grad_y, co
     }
     if (needs[b] & kNeedsWeight) {
       const at::Tensor& weight = stack.parsed[b].weight;
-      grads[4 * b] = at::empty(weight.sizes(), weight.options(), stack.formats[b]);
+      grads[4 * b] = at::empty(weight.sizes(), weight.options(), stack.parsed[b].format);
       block.grad_weight = grads[4 * b].mutable_data_ptr();
     }
     if (b < lowest) continue;
@@ -248,7 +247,8 @@ std::tuple<at::Tensor, Tensors> conv_stack_bwd_cuda(const at::Tensor& grad_y, co
     if (!grad.defined()) grad = at::empty({0}, x.options());
   }
   if (!needs_x) return {at::empty({0}, x.options()), grads};
-  return {with_strides_of(stack.formats[0], grad_x.contiguous(stack.formats[0])), grads};
+  return {with_strides_of(stack.parsed[0].format, grad_x.contiguous(stack.parsed[0].format)),
+          grads};
 }
 
 }  // namespace

@@ -79,7 +79,7 @@ def _plus_or_minus_one(generator: torch.Generator) -> Tensors:
         x[torch.randperm(len(x), generator=generator)[: len(x) // 2], c] = -1
     tensors["x"] = x.view(4, 4, 6, 6).permute(0, 3, 1, 2)
     tensors |= {"weight": tensors["weight"].sign(), "bias": torch.full_like(tensors["bias"], 0.25)}
-    return tensors | {"running_mean": 0 * tensors["bias"], "running_var": 4 * tensors["bias"]}
+    return tensors | {"running_mean": tensors["bias"], "running_var": 4 * tensors["bias"]}
 
 
 def _relu_not_finite(generator: torch.Generator) -> Tensors:
