@@ -47,16 +47,36 @@ def convolution(
     return tensors
 
 
+def with_pixels(
+    make: Callable[[torch.Generator], Tensors], *pixels: tuple[int, int, int, int, float]
+) -> Callable[[torch.Generator], Tensors]:
+    """The same tensors, with these values at (image, channel, y, x) of the image."""
+
+    def tensors(generator: torch.Generator) -> Tensors:
+        made = make(generator)
+        for *at, value in pixels:
+            made["x"][tuple(at)] = value
+        return made
+
+    return tensors
+
+
 def with_nan_and_inf(
     make: Callable[[torch.Generator], Tensors],
 ) -> Callable[[torch.Generator], Tensors]:
     """The same tensors, with two pixels of the image that are not finite."""
+    return with_pixels(make, (0, 1, 0, 2, float("nan")), (1, 0, 3, 3, float("inf")))
+
+
+def with_huge_values(
+    make: Callable[[torch.Generator], Tensors],
+) -> Callable[[torch.Generator], Tensors]:
+    """Two pixels whose difference overflows, of opposite signs, and small weights."""
+    made = with_pixels(make, (0, 1, 5, 3, 2e38), (0, 1, 5, 5, -2e38), (0, 1, 5, 7, 2e38))
 
     def tensors(generator: torch.Generator) -> Tensors:
-        made = make(generator)
-        made["x"][0, 1, 0, 2] = float("nan")
-        made["x"][1, 0, 3, 3] = float("inf")
-        return made
+        drawn = made(generator)
+        return {**drawn, "weight": drawn["weight"] / 64}
 
     return tensors
 
@@ -150,6 +170,27 @@ CASES = (
         "not_finite",
         "NaN and Inf reach the outputs that they belong to, and no neighbour",
         with_nan_and_inf(_make((2, 4, 14, 14), (6, 4, 4, 4))),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "not_finite_first_channel",
+        "Inf in a channel that begins a vector, and nowhere else",
+        with_pixels(_make((2, 16, 14, 14), (6, 16, 4, 4)), (1, 0, 3, 3, float("inf"))),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "not_finite_last_channel",
+        "NaN in a channel that ends one",
+        with_pixels(_make((2, 16, 14, 14), (6, 16, 4, 4)), (1, 15, 3, 3, float("nan"))),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "huge_values",
+        "differences of neighbours would overflow",
+        with_huge_values(_make((2, 12, 14, 14), (6, 12, 4, 4))),
         call(stride=2, padding=1),
         _ALL,
     ),

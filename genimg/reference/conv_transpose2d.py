@@ -14,7 +14,9 @@ from genimg.reference.conv2d import (
     call,
     call_in_pixels,
     convolution,
+    with_huge_values,
     with_nan_and_inf,
+    with_pixels,
 )
 from genimg.testing import Case, Tensors, integers, normal
 
@@ -111,6 +113,34 @@ CASES = (
         "NaN and Inf reach the outputs that they belong to, and no neighbour",
         with_nan_and_inf(_make((2, 6, 7, 7), (6, 12, 4, 4))),
         call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "not_finite_first_channel",
+        "Inf in a channel that begins a vector, and nowhere else",
+        with_pixels(_make((6, 16, 7, 7), (16, 12, 4, 4)), (1, 0, 3, 3, float("inf"))),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "not_finite_last_channel",
+        "NaN in a channel that ends one",
+        with_pixels(_make((6, 16, 7, 7), (16, 12, 4, 4)), (1, 15, 3, 3, float("nan"))),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "huge_values",
+        "differences of neighbours would overflow",
+        with_huge_values(_make((6, 6, 9, 9), (6, 12, 4, 4))),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "k5s3p1",
+        "three phases, of which padding moves the first",
+        _make((2, 9, 4, 5), (9, 10, 5, 5)),
+        call(stride=3, padding=1),
         _ALL,
     ),
     Case(

@@ -24,9 +24,9 @@ namespace gm {
 
 // a + b is written a +Op(1)+ b: the left operator makes a Left of a and Op, the right one the value.
 struct Op {
-  explicit Op(int number, bool loop = false) : number(number), loop(loop) {}
+  explicit Op(int number, int64_t step = 0) : number(number), step(step) {}
   int number;
-  bool loop;
+  int64_t step;  // of a loop whose condition this is, or 0
 };
 
 template <typename A>
@@ -79,8 +79,8 @@ GM_BINARY(>, a >= b)
 GM_BINARY(>=, a > b)
 GM_BINARY(==, a != b)
 GM_BINARY(!=, a == b)
-GM_BINARY(<, left.op.loop ? a + 1 < b : a <= b)
-GM_BINARY(<=, left.op.loop ? a < b : a < b)
+GM_BINARY(<, left.op.step ? a + left.op.step < b : a <= b)
+GM_BINARY(<=, left.op.step ? a + left.op.step <= b : a < b)
 GM_BINARY(*, a)
 
 // a += b is written a +=Op(1)+= b, which is a += (Op(1) += b).

@@ -21,9 +21,7 @@ class Rule:
         if level and self.levels and level not in self.levels:
             return False
         text = f"{mutant.site} -> {mutant.change}: {mutant.code}"
-        return bool(
-            re.fullmatch(self.function, mutant.function) and re.search(self.pattern, text)
-        )
+        return bool(re.fullmatch(self.function, mutant.function) and re.search(self.pattern, text))
 
 
 RULES: tuple[Rule, ...] = ()

@@ -235,9 +235,9 @@ class Source:
                 end = self.partner[i]
             elif SKIPPED_CALLS.fullmatch(word) and self.word(i + 1) == "(":
                 end = self.partner[i + 1]
-            elif word == "[" and self._is_dimension(i):
-                end = self.partner[i]
-            elif word == "[" and self.word(i + 1) == "[":
+            elif (word == "[" and self._is_dimension(i)) or (
+                word == "[" and self.word(i + 1) == "["
+            ):
                 end = self.partner[i]
             kept.update(range(i, end + 1) if end > i else ())
         return kept
@@ -345,7 +345,7 @@ class Mutator:
         self.mutants: list[Mutant] = []
         self.edits: list[tuple[int, int, str]] = []  # position, order, text to put there
         self.replaced: dict[int, str] = {}  # tokens
-        self.loops: set[int] = set()
+        self.loops: dict[int, str] = {}  # tokens of a loop's head -> its step
         self.function = ""
         self.functions: set[str] = set()
         for self.function, begin, end in self.source.bodies():
@@ -413,15 +413,20 @@ class Mutator:
         if source.word(first) != ";":
             return  # over a range
         second = source.find(first + 1, ";")
-        self.loops.update(range(first, second))
-        source.kept.update(range(second, source.partner[i]))
-        self.loops.update(range(second, source.partner[i]))
+        end = source.partner[i]
+        source.kept.update(range(second, end))
+        step = "1"
+        added = [j for j in range(second, end) if source.word(j) == "+="]
+        if added:
+            last = next((j for j in self._flat(added[0], end) if source.word(j) in (",", ")")), end)
+            begin, stop = source.tokens[added[0]].end, source.tokens[last].start
+            step = source.text[begin:stop].strip()
+        self.loops.update(dict.fromkeys(range(first, end), step))
 
     def _binary(self, i: int, word: str) -> None:
-        loop = i in self.loops
-        if loop and word in ("<", "<="):
+        if i in self.loops and word in ("<", "<="):
             number = self._add(i, i, "one step less")
-            self.replaced[i] = f"{word} gm::Op({number}, true) {word}"
+            self.replaced[i] = f"{word} gm::Op({number}, {self.loops[i]}) {word}"
             return
         number = self._add(i, i, BINARY[word])
         self.replaced[i] = f"{word} gm::Op({number}) {word}"
