@@ -211,6 +211,27 @@ CASES = (
         layout="sliced",
     ),
     Case(
+        "few_channels_tall",
+        "many more rows than taps, one column of which is inside at the edges",
+        _make((1, 3, 400, 4), (5, 3, 3, 3)),
+        call(padding=2),
+        _ALL,
+    ),
+    Case(
+        "padding_above_the_kernel",
+        "tiles that lie in the padding alone",
+        _make((2, 3, 5, 6), (9, 3, 2, 2)),
+        call(padding=2),
+        _ALL,
+    ),
+    Case(
+        "whole_vectors",
+        "a last panel of one vector, at every width: 40 and 48 channels",
+        _make((3, 40, 14, 12), (48, 40, 4, 4)),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
         "k5s2p2",
         "odd kernel, phases of unequal size",
         _make((2, 3, 9, 9), (4, 3, 5, 5)),

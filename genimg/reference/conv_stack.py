@@ -147,7 +147,8 @@ def layer_by_layer(
 class _Layer:
     """A block of a case, without its tensors.
 
-    ``shift``: a bias about it, in front of the norm; ``gain``: a factor of the weight.
+    ``shift``: a bias about it, in front of the norm; ``gain``: a factor of the weight; ``dead``:
+    channel 0 is 0 everywhere, and the norm leaves it at the kink.
     """
 
     direction: Direction
@@ -162,6 +163,7 @@ class _Layer:
     negative_slope: float = 0.2
     shift: float = 0.0
     gain: float = 1.0
+    dead: bool = False
 
 
 def _make(shape: tuple[int, ...], layers: Sequence[_Layer]) -> Callable[..., Tensors]:
@@ -181,6 +183,9 @@ def _make(shape: tuple[int, ...], layers: Sequence[_Layer]) -> Callable[..., Ten
                 made[f"var{i}"] = normal(generator, channels).abs() + 0.5
                 made[f"gamma{i}"] = normal(generator, channels)
                 made[f"beta{i}"] = normal(generator, channels)
+            if layer.dead:
+                made[f"weight{i}"].select(int(layer.direction is Direction.UP), 0).zero_()
+                made[f"beta{i}"][0] = 0
             if layer.shift or not layer.norm:
                 made[f"bias{i}"] = normal(generator, channels) + layer.shift
         return made
@@ -311,6 +316,12 @@ CASES = (
         "the same, of the form for few pixels",
         (2, 4, 4, 4),
         (_Layer(_UP, 12, shift=1000.0), _TANH),
+    ),
+    _case(
+        "dead_channel",
+        "exactly at the kink, where the derivative is the slope",
+        (3, 5, 14, 12),
+        (_Layer(_DOWN, 12, dead=True), _Layer(_DOWN, 10, dead=True), _Layer(_UP, 12, dead=True)),
     ),
     _case(
         "saturated_tanh",

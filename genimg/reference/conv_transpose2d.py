@@ -137,6 +137,20 @@ CASES = (
         _ALL,
     ),
     Case(
+        "k5s2p2_wide",
+        "the same summed by phases, of which the last has fewest taps",
+        _make((2, 9, 4, 4), (9, 10, 5, 5)),
+        call(stride=2, padding=2),
+        _ALL,
+    ),
+    Case(
+        "k3s4_one_pixel",
+        "fewer outputs than phases",
+        _make((3, 9, 1, 1), (9, 10, 3, 3)),
+        call(stride=4),
+        _ALL,
+    ),
+    Case(
         "k5s3p1",
         "three phases, of which padding moves the first",
         _make((2, 9, 4, 5), (9, 10, 5, 5)),
