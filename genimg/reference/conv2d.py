@@ -211,6 +211,13 @@ CASES = (
         layout="sliced",
     ),
     Case(
+        "k4s2p1_odd_height",
+        "one axis is twice as long, the other one more",
+        _make((6, 9, 15, 14), (10, 9, 4, 4)),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
         "few_channels_tall",
         "many more rows than taps, one column of which is inside at the edges",
         _make((1, 3, 400, 4), (5, 3, 3, 3)),

@@ -173,6 +173,27 @@ CASES = (
         _ALL,
     ),
     Case(
+        "k3x4s2p1",
+        "one axis fits Winograd's forms, the other has another kernel",
+        _make((6, 9, 7, 7), (9, 10, 3, 4)),
+        call(stride=2, padding=1, output_padding=(1, 0)),
+        _ALL,
+    ),
+    Case(
+        "k4x3s2p1",
+        "the same of the other axis",
+        _make((6, 9, 7, 7), (9, 10, 4, 3)),
+        call(stride=2, padding=1, output_padding=(0, 1)),
+        _ALL,
+    ),
+    Case(
+        "k4s2p1_odd_width",
+        "one axis is twice as long, the other one more",
+        _make((6, 9, 7, 7), (9, 10, 4, 4)),
+        call(stride=2, padding=1, output_padding=(0, 1)),
+        _ALL,
+    ),
+    Case(
         "k2s2",
         "the U-Net's layer: one tap a phase, sliced input",
         _make((2, 4, 5, 7), (4, 3, 2, 2)),

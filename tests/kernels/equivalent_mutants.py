@@ -83,7 +83,16 @@ RULES = (
         r"^form == ConvForm::winograd3 -> true: t.size",
         r"^3 : 1; -> [02]: t.size",
     ),
+    *_same(
+        "Axis::all_outputs",
+        "there is no second outlet, or it has as many outputs as the first",
+        r"^outlets == 2 -> true",
+        r"^outlet\[1\] -> 0",
+    ),
+    *_same("gathered_down", "how many values there is room for", r"^axes\[0\] -> 1"),
     # conv_load.h
+    *_same("AffineLeaky::one", "0 times the slope is 0", r"^z > 0 -> a >= b"),
+    *_same("AffineLeaky::one", "every element of the vector is the slope", r"^slope\[0\] -> 1"),
     *_same(
         "find_patch",
         "a whole tile that is taken for none is masked by ones",
@@ -158,7 +167,7 @@ RULES = (
     ),
     *_same(
         "GateStore::operator\\(\\)|Contraction::store_as|ColumnsContraction::store_as|moments_about",
-        "whole vectors are read and written as well in the way of partial ones, and channels beyond "
+        "whole vectors go as well in the way of partial ones, and channels beyond "
         "the count are added up for nobody",
         r"^kFull -> (true|false)",
         r"^count == kWidth -> false",
@@ -228,6 +237,7 @@ RULES = (
         "ColumnsContraction::.*",
         "a vector is a block of channels: v and channel are 0, and a block has one",
         r"^(c|first|second|v|kBlock|channel|,|tap) \+ (v|channel|i) -> a - b: .*\b(v|channel)\b",
+        r"^kColumnTaps \+ tap -> a - b",
         r"smaller\(kWidth, count - v\)",
         r"kWidth == kBlock -> true",
         levels=("avx512",),
@@ -258,12 +268,51 @@ RULES = (
         r"^row \+ (kTileRows|4) -> a - b",
         r"row \+ 4 <= -> 3",
     ),
+    *_same(
+        "ColumnsContraction::add_rows",
+        "rows that are not taken together are taken one by one",
+        r"row \+ 4 <= -> 5",
+        r"^(kTileRows|4) <= columns -> one step less",
+    ),
     # conv_few.h
     *_same(
         "FewUp::FewUp",
         "how an image falls into strips, which give the same results in any number",
         r"const int64_t (row|small_rows|wanted) =",
         r"rows = larger\(1, ",
+    ),
+    *_same(
+        "FewUp::(first|last)_small",
+        "rows that no output of the strip takes part of are multiplied, too",
+        r"^kernel_h - 1 -> a \+ b",
+        r"^kernel_h - 1\) -> 0",
+        r"^lowest <= 0 -> a < b",
+        r"^lowest <= 0 \? -> 1",
+        r"^end - 1 \+ -> 0",
+    ),
+    *_same(
+        "(FewUp|ColumnsUp|Contraction)::(most_small_rows|scratch_size)",
+        "the room of scratch; what is written past it is for make sanitize to find",
+        r"return",
+    ),
+    # conv_forms.h
+    *_same(
+        "fits_winograd",
+        "direct sums are as right",
+        r"^kernel_[hw] == 4 && -> 5",
+        r"^stride_[hw] == 2 && -> ",
+        r"^large_[hw] == 2 \* -> 3",
+    ),
+    *_same(
+        "fits_winograd",
+        "kernel 4 and stride 2 to twice the side are there with padding 1 alone",
+        r"^g.pad_[hw] == 1 -> true",
+        r"^pad_w == 1 -> a != b",
+    ),
+    *_same(
+        "winograd_or_direct",
+        "any of the forms that fit is right",
+        r"^(?!!fits_winograd).*(int64_t tiles|int64_t side|tiles <= kFewTiles|side <= kSmallSide)",
     ),
 )
 """The mutants that change no result; found by the first rule that covers them."""
