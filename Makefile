@@ -42,7 +42,7 @@ endef
 
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-gpu bench bench-gpu check format lint check-cuda check-cuda-build
-.PHONY: check-barriers check-triton sanitize sanitize-cuda dist clean
+.PHONY: check-barriers check-mutants check-machines check-triton sanitize sanitize-cuda dist clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*##/\1#/p' Makefile | awk -F'# ' '{printf "make %-16s %s\n", $$1, $$2}'
@@ -105,6 +105,12 @@ check-cuda-build: $(CUDA_VENV)/.installed  ## the same, built with a CUDA torch 
 
 check-barriers: setup  ## remove each barrier from each CUDA kernel: a test must fail every time
 	OMP_NUM_THREADS=1 $(PY) tests/kernels/check_barriers.py $(ARGS)
+
+check-mutants: setup  ## change each sign, index and border of the CPU convolutions: a case must fail
+	$(PY) tests/kernels/check_mutants.py $(ARGS)
+
+check-machines: setup  ## check the CPU kernels on every machine that this one can pretend to be
+	$(PY) tests/check_machines.py $(ARGS)
 
 check-triton: setup  ## compile the Triton kernels for GPUs that are not here, under two Tritons
 	$(PY) tests/kernels/check_triton.py $(ARGS)

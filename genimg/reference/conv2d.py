@@ -47,16 +47,36 @@ def convolution(
     return tensors
 
 
+def with_pixels(
+    make: Callable[[torch.Generator], Tensors], *pixels: tuple[int, int, int, int, float]
+) -> Callable[[torch.Generator], Tensors]:
+    """The same tensors, with these values at (image, channel, y, x) of the image."""
+
+    def tensors(generator: torch.Generator) -> Tensors:
+        made = make(generator)
+        for *at, value in pixels:
+            made["x"][tuple(at)] = value
+        return made
+
+    return tensors
+
+
 def with_nan_and_inf(
     make: Callable[[torch.Generator], Tensors],
 ) -> Callable[[torch.Generator], Tensors]:
     """The same tensors, with two pixels of the image that are not finite."""
+    return with_pixels(make, (0, 1, 0, 2, float("nan")), (1, 0, 3, 3, float("inf")))
+
+
+def with_huge_values(
+    make: Callable[[torch.Generator], Tensors],
+) -> Callable[[torch.Generator], Tensors]:
+    """Two pixels whose difference overflows, of opposite signs, and small weights."""
+    made = with_pixels(make, (0, 1, 5, 3, 2e38), (0, 1, 5, 5, -2e38), (0, 1, 5, 7, 2e38))
 
     def tensors(generator: torch.Generator) -> Tensors:
-        made = make(generator)
-        made["x"][0, 1, 0, 2] = float("nan")
-        made["x"][1, 0, 3, 3] = float("inf")
-        return made
+        drawn = made(generator)
+        return {**drawn, "weight": drawn["weight"] / 64}
 
     return tensors
 
@@ -154,6 +174,27 @@ CASES = (
         _ALL,
     ),
     Case(
+        "not_finite_first_channel",
+        "Inf in a channel that begins a vector, and nowhere else",
+        with_pixels(_make((2, 16, 14, 14), (6, 16, 4, 4)), (1, 0, 3, 3, float("inf"))),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "not_finite_last_channel",
+        "NaN in a channel that ends one",
+        with_pixels(_make((2, 16, 14, 14), (6, 16, 4, 4)), (1, 15, 3, 3, float("nan"))),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "huge_values",
+        "differences of neighbours would overflow",
+        with_huge_values(_make((2, 12, 14, 14), (6, 12, 4, 4))),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
         "k4s2p1_channels_last",
         "the output keeps the memory format",
         _make((2, 6, 8, 10), (4, 6, 4, 4)),
@@ -168,6 +209,34 @@ CASES = (
         call(padding=1),
         _ALL,
         layout="sliced",
+    ),
+    Case(
+        "k4s2p1_odd_height",
+        "one axis is twice as long, the other one more",
+        _make((6, 9, 15, 14), (10, 9, 4, 4)),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "few_channels_tall",
+        "many more rows than taps, one column of which is inside at the edges",
+        _make((1, 3, 400, 4), (5, 3, 3, 3)),
+        call(padding=2),
+        _ALL,
+    ),
+    Case(
+        "padding_above_the_kernel",
+        "tiles that lie in the padding alone",
+        _make((2, 3, 5, 6), (9, 3, 2, 2)),
+        call(padding=2),
+        _ALL,
+    ),
+    Case(
+        "whole_vectors",
+        "a last panel of one vector, at every width: 40 and 48 channels",
+        _make((3, 40, 14, 12), (48, 40, 4, 4)),
+        call(stride=2, padding=1),
+        _ALL,
     ),
     Case(
         "k5s2p2",

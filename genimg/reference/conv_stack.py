@@ -152,7 +152,11 @@ def layer_by_layer(
 
 @dataclass(frozen=True)
 class _Layer:
-    """A block of a case, without its tensors."""
+    """A block of a case, without its tensors.
+
+    ``shift``: a bias about it, in front of the norm; ``gain``: a factor of the weight; ``dead``:
+    channel 0 is 0 everywhere, and the norm leaves it at the kink.
+    """
 
     direction: Direction
     channels: int
@@ -164,6 +168,9 @@ class _Layer:
     frozen: bool = False
     activation: Activation = Activation.LEAKY_RELU
     negative_slope: float = 0.2
+    shift: float = 0.0
+    gain: float = 1.0
+    dead: bool = False
 
 
 def _make(shape: tuple[int, ...], layers: Sequence[_Layer]) -> Callable[..., Tensors]:
@@ -175,7 +182,7 @@ def _make(shape: tuple[int, ...], layers: Sequence[_Layer]) -> Callable[..., Ten
             if layer.direction is Direction.UP:
                 pair = (channels, layer.channels)
             # Kept near unit scale through the stack, so that tanh does not saturate.
-            scale = (channels * layer.kernel**2) ** -0.5
+            scale = layer.gain * (channels * layer.kernel**2) ** -0.5
             made[f"weight{i}"] = scale * normal(generator, *pair, layer.kernel, layer.kernel)
             channels = layer.channels
             if layer.norm:
@@ -183,8 +190,11 @@ def _make(shape: tuple[int, ...], layers: Sequence[_Layer]) -> Callable[..., Ten
                 made[f"var{i}"] = normal(generator, channels).abs() + 0.5
                 made[f"gamma{i}"] = normal(generator, channels)
                 made[f"beta{i}"] = normal(generator, channels)
-            else:
-                made[f"bias{i}"] = normal(generator, channels)
+            if layer.dead:
+                made[f"weight{i}"].select(int(layer.direction is Direction.UP), 0).zero_()
+                made[f"beta{i}"][0] = 0
+            if layer.shift or not layer.norm:
+                made[f"bias{i}"] = normal(generator, channels) + layer.shift
         return made
 
     return tensors
@@ -344,6 +354,54 @@ CASES = (
         (2, 3, 8, 8),
         (_Layer(_DOWN, 18, norm=False, negative_slope=0.0),),
         change=_minus_infinity,
+    ),
+    _case(
+        "up_wide",
+        "F(3,2) with statistics: rests of one and two, more than a panel, few channels",
+        (5, 5, 7, 8),
+        (_Layer(_UP, 36), _Layer(_UP, 6), _TANH),
+    ),
+    _case(
+        "up_small_sides",
+        "F(2,2) with statistics: more than 256 pixels of a side of five",
+        (11, 5, 5, 5),
+        (_Layer(_UP, 20), _TANH),
+    ),
+    _case(
+        "down_wide",
+        "statistics of few channels, then a norm in front of few, then more than a panel",
+        (2, 3, 28, 20),
+        (_Layer(_DOWN, 6), _Layer(_DOWN, 36), _Layer(_DOWN, 10)),
+    ),
+    _case(
+        "large_mean",
+        "statistics about a mean that is 1000 times the deviation",
+        (2, 4, 28, 20),
+        (_Layer(_DOWN, 12, shift=1000.0), _Layer(_DOWN, 9)),
+    ),
+    _case(
+        "large_mean_few_pixels",
+        "the same, of the form for few pixels",
+        (2, 4, 4, 4),
+        (_Layer(_UP, 12, shift=1000.0), _TANH),
+    ),
+    _case(
+        "dead_channel",
+        "exactly at the kink, where the derivative is the slope",
+        (3, 5, 14, 12),
+        (_Layer(_DOWN, 12, dead=True), _Layer(_DOWN, 10, dead=True), _Layer(_UP, 12, dead=True)),
+    ),
+    _case(
+        "saturated_tanh",
+        "far beyond where tanh is 1",
+        (2, 4, 4, 4),
+        (_Layer(_UP, 3, norm=False, activation=Activation.TANH, gain=40.0),),
+    ),
+    _case(
+        "saturated_sigmoid",
+        "far beyond where exp overflows",
+        (2, 4, 4, 4),
+        (_Layer(_UP, 3, norm=False, activation=Activation.SIGMOID, gain=40.0),),
     ),
     _case("sliced", "NaN between the channels", (2, 4, 4, 4), _GENERATOR, layout="sliced"),
     _case("empty_batch", "no image", (0, 4, 4, 4), _GENERATOR, False),

@@ -14,7 +14,9 @@ from genimg.reference.conv2d import (
     call,
     call_in_pixels,
     convolution,
+    with_huge_values,
     with_nan_and_inf,
+    with_pixels,
 )
 from genimg.testing import Case, Tensors, integers, normal
 
@@ -114,6 +116,48 @@ CASES = (
         _ALL,
     ),
     Case(
+        "not_finite_first_channel",
+        "Inf in a channel that begins a vector, and nowhere else",
+        with_pixels(_make((6, 16, 7, 7), (16, 12, 4, 4)), (1, 0, 3, 3, float("inf"))),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "not_finite_last_channel",
+        "NaN in a channel that ends one",
+        with_pixels(_make((6, 16, 7, 7), (16, 12, 4, 4)), (1, 15, 3, 3, float("nan"))),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "huge_values",
+        "differences of neighbours would overflow",
+        with_huge_values(_make((6, 6, 9, 9), (6, 12, 4, 4))),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "k5s2p2_wide",
+        "the same summed by phases, of which the last has fewest taps",
+        _make((2, 9, 4, 4), (9, 10, 5, 5)),
+        call(stride=2, padding=2),
+        _ALL,
+    ),
+    Case(
+        "k3s4_one_pixel",
+        "fewer outputs than phases",
+        _make((3, 9, 1, 1), (9, 10, 3, 3)),
+        call(stride=4),
+        _ALL,
+    ),
+    Case(
+        "k5s3p1",
+        "three phases, of which padding moves the first",
+        _make((2, 9, 4, 5), (9, 10, 5, 5)),
+        call(stride=3, padding=1),
+        _ALL,
+    ),
+    Case(
         "k4s2p1_channels_last",
         "the output keeps the memory format",
         _make((2, 6, 4, 6), (6, 4, 4, 4)),
@@ -126,6 +170,27 @@ CASES = (
         "the VAE decoder's layer: phases of one and two taps",
         _make((2, 4, 5, 6), (4, 3, 3, 3)),
         call(stride=2, padding=1, output_padding=1),
+        _ALL,
+    ),
+    Case(
+        "k3x4s2p1",
+        "one axis fits Winograd's forms, the other has another kernel",
+        _make((6, 9, 7, 7), (9, 10, 3, 4)),
+        call(stride=2, padding=1, output_padding=(1, 0)),
+        _ALL,
+    ),
+    Case(
+        "k4x3s2p1",
+        "the same of the other axis",
+        _make((6, 9, 7, 7), (9, 10, 4, 3)),
+        call(stride=2, padding=1, output_padding=(0, 1)),
+        _ALL,
+    ),
+    Case(
+        "k4s2p1_odd_width",
+        "one axis is twice as long, the other one more",
+        _make((6, 9, 7, 7), (9, 10, 4, 4)),
+        call(stride=2, padding=1, output_padding=(0, 1)),
         _ALL,
     ),
     Case(

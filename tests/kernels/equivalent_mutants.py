@@ -1,0 +1,318 @@
+"""Mutants that no result can tell from the original, and why.
+
+A rule that covers no mutant is stale, and an error; ``check_mutants.py --equivalent`` tries those
+that rules cover, and names the ones that a case finds all the same.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mutants import Mutant
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Mutants by function and by a pattern of ``site -> change: code``, and the reason."""
+
+    function: str
+    pattern: str
+    reason: str
+    levels: tuple[str, ...] = ()
+
+    def covers(self, mutant: Mutant, level: str | None) -> bool:
+        """Whether it is the reason for a mutant at an instruction-set level; None is any."""
+        if level and self.levels and level not in self.levels:
+            return False
+        text = f"{mutant.site} -> {mutant.change}: {mutant.code}"
+        named = re.fullmatch(self.function, mutant.function)
+        return bool(named and re.search(self.pattern, text))
+
+
+def _same(function: str, reason: str, *patterns: str, levels: tuple[str, ...] = ()) -> list[Rule]:
+    return [Rule(function, pattern, reason, levels) for pattern in patterns]
+
+
+RULES = (
+    # conv_tiles.h
+    *_same(
+        "winograd_(up|down)",
+        "a variant of no tiles has no blocks, and a tile of no outputs writes none",
+        r"^axis.count == 0 -> false",
+        r"^wanted == 0 -> false",
+    ),
+    *_same(
+        "winograd_up",
+        "find_patch knows the patch's size from the transform",
+        r"axis.patch = size \+ 2",
+    ),
+    *_same(
+        "winograd_(up|down)",
+        "of a patch only in_at[0] is read: the others follow it",
+        r"^i < axis -> one step less: .*axis.in_at",
+    ),
+    *_same(
+        "winograd_(up|down)",
+        "products are left out for speed: they are 0, or of outputs that are not wanted",
+        r"^wanted == size -> true: outlet.products",
+        r"^odd -> false",
+        r"^wanted == 1 && -> 0: (if|const bool)",
+        r"^size == 3\) -> 4: if",
+        r"^m == 1; -> 2: const bool even_is_zero",
+        r"^!even_is_zero -> true",
+    ),
+    *_same(
+        "winograd_down", "a second outlet has no products", r"^outlets = 1; -> 2: axis.outlets = 1"
+    ),
+    *_same("floor_mod", "only whether it is 0 is asked", r"^\) \+ b -> a - b"),
+    *_same("direct_up", "a phase beyond the axis has no tiles", r"^phase < large -> true"),
+    *_same(
+        "Tiling::splits",
+        "how many units share the work, which gives the same results in any number",
+        r"32, larger|smaller\(wanted, panels",
+    ),
+    *_same(
+        "Tiling::max_values",
+        "room for more values than there are, or for the first pass's, which has most",
+        r"most = 1; -> ",
+    ),
+    *_same(
+        "tiling_of",
+        "one product is its own inverse transform, whatever the size",
+        r"^form == ConvForm::winograd3 -> true: t.size",
+        r"^3 : 1; -> [02]: t.size",
+    ),
+    *_same(
+        "Axis::all_outputs",
+        "there is no second outlet, or it has as many outputs as the first",
+        r"^outlets == 2 -> true",
+        r"^outlet\[1\] -> 0",
+    ),
+    *_same("gathered_down", "how many values there is room for", r"^axes\[0\] -> 1"),
+    # conv_load.h
+    *_same("AffineLeaky::one", "0 times the slope is 0", r"^z > 0 -> a >= b"),
+    *_same("AffineLeaky::one", "every element of the vector is the slope", r"^slope\[0\] -> 1"),
+    *_same(
+        "find_patch",
+        "a whole tile that is taken for none is masked by ones",
+        r"^first_[hw] >= 0 -> a > b",
+        r"^first_[hw] >= 0 && -> 1",
+        r"^kSide <= t -> a < b",
+    ),
+    *_same(
+        "find_patch",
+        "a mask that is wrong in its last bit changes half an ulp, or 0 to a denormal number",
+        r"\? -1 : -> 2: patch->inside",
+        r": 0; -> 1: patch->inside",
+    ),
+    *_same("masked", "0 is added or taken", r"^mask - Mask -> "),
+    *_same(
+        "over_vectors|load_winograd_tile|load_position",
+        "a whole vector is read as well in the way of partial ones",
+        r"kWidth <= channels -> one step less",
+        r"^count < kWidth -> (true|a <= b)",
+        r"^patch.whole -> false",
+        r"^count == kWidth -> false",
+    ),
+    *_same(
+        "over_vectors",
+        "what lies in a block beyond the depth is not multiplied, or not stored",
+        r"^larger\(channels - c, 0\) -> first",
+        r"larger\(channels - c, 0\)\)\);$",
+    ),
+    *_same(
+        "blocked",
+        "a vector is a block: c is a multiple of it",
+        r"kBlock \+ c -> a - b",
+        levels=("avx512",),
+    ),
+    *_same(
+        "load_copied_tile",
+        "where a position outside would lie is not read",
+        r"^inside -> true: const int64_t at",
+        r": 0; -> 1: const int64_t at",
+    ),
+    *_same(
+        "copy_run",
+        "neighbours that are not copied by fours are copied one by one",
+        r"i \+ 4 <= -> 5",
+        r"^4 <= count -> one step less",
+    ),
+    *_same(
+        "load_gathered_tile",
+        "more is cleared than need be, before the taps are copied",
+        r"^top >= 0 -> a > b: const bool whole",
+        r"^top >= 0 && -> 1: const bool whole",
+        r"^whole -> false",
+        r"^smaller\(count, h.patch \* run / kWidth \* kWidth\) -> second",
+        r"\* (run|kWidth) -> a: const int64_t cleared",
+        r"^patch <= t -> a < b: const bool whole",
+    ),
+    *_same("load_gathered_tile", "a run of no columns copies none", r"^begin < end -> true"),
+    # conv_store.h
+    *_same(
+        "tanh_of|sigmoid_of",
+        "both sides are the same number there",
+        r"^x < 0 -> a <= b",
+        r"^x < -|^x < - -> a <= b",
+        r"> kTanhEnd -> a >= b",
+        r"> kSigmoidEnd -> a >= b",
+    ),
+    *_same(
+        "(Plain|Gate)Store::operator\\(\\)",
+        "sums of what is stored, or of what it was before rounding: half an ulp apart; and what a "
+        "float is stored as is itself",
+        r"sizeof\(T\) == 2",
+    ),
+    *_same(
+        "GateStore::operator\\(\\)|Contraction::store_as|ColumnsContraction::store_as|moments_about",
+        "whole vectors go as well in the way of partial ones, and channels beyond "
+        "the count are added up for nobody",
+        r"^kFull -> (true|false)",
+        r"^count == kWidth -> false",
+        r"const Vector d = \(count == kWidth",
+    ),
+    *_same(
+        "finish_axis",
+        "a value that no output takes",
+        r"^kProducts == 3 -> true",
+        r"^kProducts == 4 -> true",
+    ),
+    *_same(
+        "finish_vector",
+        "no more outputs are made than wanted: the last tile has products for its own alone",
+        r"^[ij] >= inverse(.outputs_[hw])? -> (false|a > b)",
+    ),
+    *_same(
+        "with_products|finish_outlet",
+        "what is stored by too small a transform is stored over by the right one",
+        r"^products == [123] -> true",
+        r"^inverse.size == [12] -> true",
+    ),
+    # conv_contract.h
+    *_same(
+        "Contraction::run",
+        "a panel is made twice, or one that there is not: it has no columns",
+        r"split \+ 1\) -> 2|\. split \+ 1\) -> 2|split \+ 1 \) -> 2",
+        r"split / splits -> a % b: for",
+    ),
+    *_same(
+        "Contraction::(run|run_panels|multiply_outlet)",
+        "one panel is made at a time: kPanelsAtOnce is 1",
+        r"^smaller\(panel \+ kPanelsAtOnce, last\) -> ",
+        r"\(panel - begin\)",
+    ),
+    *_same(
+        "Contraction::run",
+        "every split has the same count of values",
+        r"^unit.split == 0 -> true",
+    ),
+    *_same(
+        "Contraction::run_panels",
+        "one panel is made at a time: local is 0",
+        r"^first \+ local -> a - b",
+        r"^second \+ local -> a - b",
+    ),
+    *_same(
+        "Contraction::store_vector",
+        "sums that nobody asks for are not read",
+        r"^call.epilogue.counts -> true",
+    ),
+    *_same(
+        "Contraction::take_moments",
+        "channels beyond the count are not read",
+        r"^smaller\(kWidth, columns - v\) -> first",
+        r"^columns - v -> a \+ b",
+    ),
+    *_same(
+        "PlainStore::operator\\(\\)|Contraction::take_moments",
+        "a pivot near the mean serves as well as the mean: what is left of it is less than an ulp",
+        r"^first \+= -> =|^first \+= (sizeof|load_first) -> =",
+        r"about\[i\] \+ rest",
+        r"n \* rest \* rest",
+    ),
+    # conv_columns.h
+    *_same(
+        "ColumnsContraction::.*",
+        "a vector is a block of channels: v and channel are 0, and a block has one",
+        r"^(c|first|second|v|kBlock|channel|,|tap) \+ (v|channel|i) -> a - b: .*\b(v|channel)\b",
+        r"^kColumnTaps \+ tap -> a - b",
+        r"smaller\(kWidth, count - v\)",
+        r"kWidth == kBlock -> true",
+        levels=("avx512",),
+    ),
+    *_same(
+        "ColumnsContraction::multiply_channels",
+        "for the prefetch alone",
+        r"const int64_t next =",
+        r"row < next",
+        r"const T\* ahead",
+    ),
+    *_same(
+        "ColumnsContraction::multiply_channels",
+        "a panel is of whole blocks: column is a multiple",
+        r"large_c \+ column -> a - b",
+        levels=("avx2", "avx512"),
+    ),
+    *_same(
+        "ColumnsContraction::multiply_channels",
+        "a vector more than there are channels is multiplied, and not read",
+        r"^width - column > kWidth -> true",
+        r"^width - column -> a \+ b",
+        r"^column > kWidth -> a >= b",
+    ),
+    *_same(
+        "ColumnsContraction::add_rows",
+        "rows beyond the last are added up where the sums are cleared afterwards",
+        r"^row \+ (kTileRows|4) -> a - b",
+        r"row \+ 4 <= -> 3",
+    ),
+    *_same(
+        "ColumnsContraction::add_rows",
+        "rows that are not taken together are taken one by one",
+        r"row \+ 4 <= -> 5",
+        r"^(kTileRows|4) <= columns -> one step less",
+    ),
+    # conv_few.h
+    *_same(
+        "FewUp::FewUp",
+        "how an image falls into strips, which give the same results in any number",
+        r"const int64_t (row|small_rows|wanted) =",
+        r"rows = larger\(1, ",
+    ),
+    *_same(
+        "FewUp::(first|last)_small",
+        "rows that no output of the strip takes part of are multiplied, too",
+        r"^kernel_h - 1 -> a \+ b",
+        r"^kernel_h - 1\) -> 0",
+        r"^lowest <= 0 -> a < b",
+        r"^lowest <= 0 \? -> 1",
+        r"^end - 1 \+ -> 0",
+    ),
+    *_same(
+        "(FewUp|ColumnsUp|Contraction)::(most_small_rows|scratch_size)",
+        "the room of scratch; what is written past it is for make sanitize to find",
+        r"return",
+    ),
+    # conv_forms.h
+    *_same(
+        "fits_winograd",
+        "direct sums are as right",
+        r"^kernel_[hw] == 4 && -> 5",
+        r"^stride_[hw] == 2 && -> ",
+        r"^large_[hw] == 2 \* -> 3",
+    ),
+    *_same(
+        "fits_winograd",
+        "kernel 4 and stride 2 to twice the side are there with padding 1 alone",
+        r"^g.pad_[hw] == 1 -> true",
+        r"^pad_w == 1 -> a != b",
+    ),
+    *_same(
+        "winograd_or_direct",
+        "any of the forms that fit is right",
+        r"^(?!!fits_winograd).*(int64_t tiles|int64_t side|tiles <= kFewTiles|side <= kSmallSide)",
+    ),
+)
+"""The mutants that change no result; found by the first rule that covers them."""
