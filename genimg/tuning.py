@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from genimg import _native, backends
+from genimg import _native, backends, versions
 from genimg.backends import REFERENCE, Op
 from genimg.kernels.triton import choice
 from genimg.kernels.triton import runtime as triton_runtime
@@ -27,6 +27,8 @@ from genimg.timing import interleaved_medians
 
 if TYPE_CHECKING:
     from genimg.kernels.triton.configs import Tile
+
+_dispatch_modes = versions.private("_len_torch_dispatch_stack", lambda: 1)
 
 SECONDS = 0.2
 """Spent on one call's candidates, or five rounds of them if that takes longer."""
@@ -215,9 +217,9 @@ def _is_candidate(op: Op, name: str, args: Sequence[Any]) -> bool:
 
 def _is_plain(args: Sequence[Any]) -> bool:
     """Whether the call computes here and now, so that timing it tells its time."""
-    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0:
+    if torch.jit.is_tracing() or _dispatch_modes() > 0:
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if backends.refuse_transforms() is not None:
         return False
     if any(type(x) not in (Tensor, torch.nn.Parameter) for x in _tensors(args)):
         return False
