@@ -106,7 +106,7 @@ check-cuda-build: $(CUDA_VENV)/.installed  ## the same, built with a CUDA torch 
 check-barriers: setup  ## remove each barrier from each CUDA kernel: a test must fail every time
 	OMP_NUM_THREADS=1 $(PY) tests/kernels/check_barriers.py $(ARGS)
 
-check-triton: setup  ## compile the Triton kernels for GPUs that are not here, under two Tritons
+check-triton: setup  ## compile the Triton kernels for GPUs that are not here, under three Tritons
 	$(PY) tests/kernels/check_triton.py $(ARGS)
 
 # libstdc++ as well: without it the sanitizer ends the process at the first C++ exception. Without

@@ -229,7 +229,7 @@ def _is_plain(args: Sequence[Any]) -> bool:
     """Whether the call computes here and now, so that timing it tells its time."""
     if torch.jit.is_tracing() or _dispatch_modes() > 0:
         return False
-    if backends.refuse_transforms() is not None:
+    if backends.refuse_transforms(args) is not None:
         return False
     if any(type(x) not in (Tensor, torch.nn.Parameter) for x in _tensors(args)):
         return False
