@@ -110,8 +110,8 @@ _AMPERE: _Table = {
 }
 _BLACKWELL: _Table = {
     **_ROOMY,
-    # Warps and stages at which none of Triton 3.6, 3.7 and 3.9 spills: at some, ptxas holds to 64, 80
-    # or 128 registers and spills a few bytes for it.
+    # Warps and stages at which none of Triton 3.6, 3.7 and 3.9 spills: at some, ptxas holds to 64,
+    # 80 or 128 registers and spills a few bytes for it.
     HALF: _ROOMY[HALF]._replace(
         image=(
             Tile(128, 16, 64, 4, 2),
