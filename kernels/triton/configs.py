@@ -93,16 +93,12 @@ _ROOMY: _Table = {  # at least 160 KB of shared memory a block
         image_few=(Tile(64, 16, 32, 4, 3), Tile(128, 64, 32, 8, 3)),
         image_more=(Tile(64, 16, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
     ),
-    # At two stages Triton 3.9 spills it on sm_90.
-    IEEE: _IEEE._replace(image=(_IEEE.image[0], Tile(64, 32, 16, 4, 3), _IEEE.image[2])),
+    IEEE: _IEEE,
 }
 _AMPERE: _Table = {
     **_ROOMY,
-    # The gate's registers: at _ROOMY's warps and stages Triton 3.6 or 3.9 spills a few of them.
-    HALF: _ROOMY[HALF]._replace(
-        image=(*_ROOMY[HALF].image[:3], Tile(128, 128, 32, 8, 4)),
-        image_more=(Tile(64, 16, 32, 4, 4), Tile(64, 64, 64, 4, 2)),
-    ),
+    # The gate's registers: at _ROOMY's warps and stages Triton 3.6 spills a few of them.
+    HALF: _ROOMY[HALF]._replace(image=(*_ROOMY[HALF].image[:3], Tile(128, 128, 32, 8, 4))),
     IEEE: _IEEE._replace(
         image=(Tile(64, 16, 16, 2, 3), _IEEE.image[1], Tile(64, 64, 16, 8, 3)),
         image_few=(_IEEE.image_few[0], Tile(64, 64, 16, 8, 3)),
@@ -110,11 +106,11 @@ _AMPERE: _Table = {
 }
 _BLACKWELL: _Table = {
     **_ROOMY,
-    # Warps and stages at which none of Triton 3.6, 3.7 and 3.9 spills: at some, ptxas holds to 64,
-    # 80 or 128 registers and spills a few bytes for it.
+    # Warps and stages at which neither Triton 3.6 nor 3.7 spills: at some, ptxas holds to 64, 80 or
+    # 128 registers and spills a few bytes for it.
     HALF: _ROOMY[HALF]._replace(
         image=(
-            Tile(128, 16, 64, 4, 2),
+            Tile(128, 16, 64, 8, 2),
             Tile(128, 32, 64, 8, 4),
             Tile(128, 64, 64, 4, 2),
             Tile(128, 128, 64, 8, 4),
@@ -123,10 +119,7 @@ _BLACKWELL: _Table = {
         image_few=(Tile(64, 16, 32, 4, 4), Tile(128, 64, 64, 4, 2)),
         image_more=(Tile(64, 16, 32, 4, 4), Tile(64, 128, 64, 4, 3)),
     ),
-    TF32: _ROOMY[TF32]._replace(
-        image=(Tile(128, 16, 32, 8, 4), *_ROOMY[TF32].image[1:]),
-        image_more=(Tile(64, 16, 32, 4, 4), _ROOMY[TF32].image_more[1]),
-    ),
+    TF32: _ROOMY[TF32]._replace(image=(Tile(128, 16, 32, 8, 4), *_ROOMY[TF32].image[1:])),
     IEEE: _IEEE._replace(
         image=(*_IEEE.image[:2], Tile(64, 64, 16, 4, 3)),
         image_few=(Tile(64, 32, 16, 4, 2), Tile(64, 64, 16, 4, 3)),
