@@ -112,7 +112,7 @@ check-mutants: setup  ## change each sign, index and border of the CPU convoluti
 check-machines: setup  ## check the CPU kernels on every machine that this one can pretend to be
 	$(PY) tests/check_machines.py $(ARGS)
 
-check-triton: setup  ## compile the Triton kernels for GPUs that are not here, under two Tritons
+check-triton: setup  ## compile the Triton kernels for GPUs that are not here, under three Tritons
 	$(PY) tests/kernels/check_triton.py $(ARGS)
 
 # libstdc++ as well: without it the sanitizer ends the process at the first C++ exception. Without

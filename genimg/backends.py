@@ -26,12 +26,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from genimg import versions
 from genimg.testing import ERROR_FACTOR, Case, Error, compare
 
 BACKENDS = ("cuda", "cpu", "triton", "reference")
 """Every backend, in the order in which auto asks."""
 
 REFERENCE = "reference"
+
+_interpreter = versions.private("_functorch.peek_interpreter_stack", lambda: versions.UNKNOWN)
+_engine_runs = versions.private("_will_engine_execute_node", lambda node: True)
+_is_batched = versions.private("_functorch.is_legacy_batchedtensor", lambda x: True)
 
 _log = logging.getLogger("genimg")
 _logged: set[tuple[str, str, str]] = set()  # each refusal is told once
@@ -284,8 +289,7 @@ def needs_reference(*grads: Tensor | None) -> bool:
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return torch.is_grad_enabled()
-    is_batched = torch._C._functorch.is_legacy_batchedtensor
-    return refuse_transforms(grads) is not None or any(map(is_batched, _tensors(grads)))
+    return refuse_transforms(grads) is not None or any(map(_is_batched, _tensors(grads)))
 
 
 def asked_for(ctx: Any) -> tuple[bool, ...]:
@@ -303,7 +307,7 @@ def asked_for(ctx: Any) -> tuple[bool, ...]:
 
 def _runs(node: Any) -> bool:
     try:
-        return bool(torch._C._will_engine_execute_node(node))
+        return bool(_engine_runs(node))
     except RuntimeError:  # a leaf that autograd.grad was asked for
         return True
 
@@ -333,9 +337,12 @@ def refuse_transforms(args: Sequence[Any]) -> str | None:
     """
     if torch.compiler.is_compiling():
         return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    active = _interpreter()
+    if active is versions.UNKNOWN:
+        return "this torch does not tell whether a torch.func transform is active: genimg info"
+    if active is not None:
         return "inside a torch.func transform, whose rules only PyTorch's own ops have"
-    if forward_ad._current_level >= 0 and any(map(_is_dual, _tensors(args))):
+    if getattr(forward_ad, "_current_level", 0) >= 0 and any(map(_is_dual, _tensors(args))):
         return "a tensor has a forward-mode tangent, whose rules only PyTorch's own ops have"
     return None
 

@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from genimg import _native, terminal
 from genimg.backends import BACKENDS, OPS, REFERENCE
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.machine import cpu_name
+from genimg.versions import notes
 
 ENVIRONMENT = (
     "GENIMG_AUTOTUNE",
@@ -44,6 +46,7 @@ def collect() -> Facts:
     """Everything that :func:`render` shows, in types that JSON has."""
     return {
         "versions": _versions(),
+        "notes": _notes(),
         "system": _system(),
         "build": _native.build_info() or {"kind": "none", "reason": "it was never built"},
         "tools": _tools(),
@@ -58,10 +61,18 @@ def _versions() -> Facts:
     return {
         "genimg": genimg.__version__,
         "python": platform.python_version(),
+        "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "triton": _distribution("triton"),
     }
+
+
+def _notes() -> list[str]:
+    """What is unusual about the versions, a sentence each."""
+    found = _versions()
+    running = {"Python": "python", "torch": "torch", "Triton": "triton"}
+    return notes({package: found[key] for package, key in running.items()})
 
 
 def _distribution(name: str) -> str | None:
@@ -211,13 +222,14 @@ def render(facts: Facts) -> str:
     cuda = f"CUDA {versions['torch_cuda']}" if versions["torch_cuda"] else "without CUDA"
     lines = [
         f"genimg    {versions['genimg']}",
-        f"python    {versions['python']}",
+        f"python    {versions['python']}{'' if versions['gil'] else ', without the GIL'}",
         f"torch     {versions['torch']} ({cuda})",
         f"triton    {versions['triton'] or 'not installed'}",
         f"system    {system['os']}",
         f"cpu       {system['cpu']}, {system['cores']} cores, torch takes "
         f"{system['torch_threads']} threads",
         *_render_gpus(facts["gpus"]),
+        *(f"note      {sentence}" for sentence in facts["notes"]),
         "",
         f"build     {build['kind']}: {build.get('reason')}",
     ]

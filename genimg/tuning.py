@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from genimg import _native, backends
+from genimg import _native, backends, versions
 from genimg.backends import REFERENCE, Op
 from genimg.kernels.triton import choice
 from genimg.kernels.triton import runtime as triton_runtime
@@ -27,6 +28,8 @@ from genimg.timing import interleaved_medians
 
 if TYPE_CHECKING:
     from genimg.kernels.triton.configs import Tile
+
+_dispatch_modes = versions.private("_len_torch_dispatch_stack", lambda: 1)
 
 SECONDS = 0.2
 """Spent on one call's candidates, or five rounds of them if that takes longer."""
@@ -72,6 +75,13 @@ def _folder() -> Path:
     return Path(given) if given else cache
 
 
+class _Trial(threading.local):
+    """What this thread times; calls of other threads go their own way meanwhile."""
+
+    def __init__(self) -> None:
+        self.candidates: dict[str, str] = {}  # op -> candidate
+
+
 class _Tuner:
     """Decisions of this process, and the file of each kind of device that they come from."""
 
@@ -80,12 +90,13 @@ class _Tuner:
         self._known: dict[Any, Milliseconds | None] = {}
         self._tiles: dict[Any, Tile] = {}
         self._files: dict[str, dict[str, Milliseconds]] = {}
-        self._trial: dict[str, str] = {}  # op -> the candidate that is being timed
+        self._trial = _Trial()
+        self._lock = threading.RLock()  # of the files; never held while a candidate runs
 
     def taken(self, op: Op, args: Sequence[Any]) -> str | None:
         """The fastest backend, or None where the rules decide."""
-        if op.name in self._trial:
-            return self._trial[op.name]
+        if op.name in self._trial.candidates:
+            return self._trial.candidates[op.name]
         times = self.times(op, args)
         return _fastest(times) if times else None
 
@@ -129,7 +140,7 @@ class _Tuner:
         try:
             return self._times(op.name, args[0].device, key, [*names, REFERENCE], step)
         finally:
-            self._trial.pop(op.name, None)
+            self._trial.candidates.pop(op.name, None)
 
     def _times(
         self,
@@ -140,8 +151,7 @@ class _Tuner:
         step: Callable[[str], Callable[[], Any]],
     ) -> Milliseconds | None:
         """Of each candidate, as stored or by running its step; None where one cannot run."""
-        stored = self._stored(device)
-        times = stored.get(key)
+        times = self._stored(device).get(key)
         if times is None or set(times) != set(names):
             devices = [device] if device.type == "cuda" else []
             try:
@@ -152,8 +162,7 @@ class _Tuner:
                 # Of any kind, a compiler's too: the call itself will say what is wrong with it.
                 _log.info("%s: not measured: %s", what, error)
                 return None
-            stored[key] = times
-            self._store(device)
+            self._store(device, key, times)
         _log.info("%s: measured %s", what, describe(times))
         return times
 
@@ -166,7 +175,7 @@ class _Tuner:
 
         def run() -> None:
             # What a stack's layers take is theirs to measure, so the trial is this op's alone.
-            self._trial[op.name] = name
+            self._trial.candidates[op.name] = name
             outputs = op.function(**given)
             every = outputs if isinstance(outputs, tuple) else (outputs,)
             wanted = [y for y in every if y.requires_grad]
@@ -182,19 +191,22 @@ class _Tuner:
 
     def _stored(self, device: torch.device) -> dict[str, Milliseconds]:
         path = self._path(device)
-        if path.name not in self._files:
-            self._files[path.name] = _read(path)
-        return self._files[path.name]
+        with self._lock:
+            if path.name not in self._files:
+                self._files[path.name] = _read(path)
+            return self._files[path.name]
 
-    def _store(self, device: torch.device) -> None:
+    def _store(self, device: torch.device, key: str, times: Milliseconds) -> None:
         path = self._path(device)
-        # What another process has added since stays.
-        entries = self._files[path.name] = {**_read(path), **self._files[path.name]}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, json.dumps({"for": _facts(device), "milliseconds": entries}, indent=0))
-        except OSError as error:
-            _log.warning("decisions of autotune are not kept: %s: %s", path, error.strerror)
+        with self._lock:
+            # What another process has added since stays. A new dict: threads read the old one.
+            entries = {**_read(path), **self._stored(device), key: times}
+            self._files[path.name] = entries
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write(path, json.dumps({"for": _facts(device), "milliseconds": entries}, indent=0))
+            except OSError as error:
+                _log.warning("decisions of autotune are not kept: %s: %s", path, error.strerror)
 
 
 def _fastest(times: Milliseconds) -> str:
@@ -215,9 +227,9 @@ def _is_candidate(op: Op, name: str, args: Sequence[Any]) -> bool:
 
 def _is_plain(args: Sequence[Any]) -> bool:
     """Whether the call computes here and now, so that timing it tells its time."""
-    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0:
+    if torch.jit.is_tracing() or _dispatch_modes() > 0:
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if backends.refuse_transforms(args) is not None:
         return False
     if any(type(x) not in (Tensor, torch.nn.Parameter) for x in _tensors(args)):
         return False

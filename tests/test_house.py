@@ -30,6 +30,7 @@ ROOMS = (
         "machine",
         "timing",
         "terminal",
+        "versions",
     ),
 )
 MAY_IMPORT_GENIMG_ITSELF = ("__main__", "cli", "info")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import genimg
-from genimg import _native, info
+from genimg import _native, info, versions
 from genimg.backends import BACKENDS, OPS
 
 
@@ -132,3 +132,46 @@ def test_a_wrong_level_is_shown_and_not_raised():
     line = next(line for line in page.splitlines() if line.startswith("cpu  ") and "yes" in line)
     assert "GENIMG_CPU_ISA=sse9" in line
     assert line.split()[1:3] == ["yes", "no"]
+
+
+def test_untested_versions_are_named_once(monkeypatch):
+    """A torch, Triton or Python that is not in the table works, and the page says so."""
+    tested = {"Python": "3.14.2", "torch": "2.15.1+cu132", "Triton": "3.9.0"}
+    assert versions.notes(tested) == versions.notes({})
+    monkeypatch.setattr(torch, "__version__", "2.16.0a0+git123")
+    monkeypatch.setattr(info, "_distribution", lambda name: "4.0.0rc1")
+    monkeypatch.setattr(info.platform, "python_version", lambda: "3.15.0b1")
+    page = info.render(info.collect())
+    notes = [line for line in page.splitlines() if line.startswith("note ")]
+    assert [note.split()[1:3] for note in notes[:3]] == [
+        ["Python", "3.15.0b1"],
+        ["torch", "2.16.0a0+git123"],
+        ["Triton", "4.0.0rc1"],
+    ]
+    assert "2.11 to 2.15 are" in notes[1]
+    assert "through Triton's own binder" in notes[2]
+
+
+def test_private_functions_that_torch_lacks_cost_speed_alone():
+    """Import, ops and gradients work without them, in PyTorch; the page says what is missing."""
+    page = run(
+        "import torch\n"
+        "del torch._C._will_engine_execute_node, torch._C._len_torch_dispatch_stack\n"
+        "del torch._C._functorch.peek_interpreter_stack\n"
+        "del torch._C._functorch.is_legacy_batchedtensor\n"
+        "del torch.autograd.forward_ad._current_level\n"
+        "import genimg\n"
+        "from genimg import info\n"
+        "x = torch.randn(2, 3, 8, 8, requires_grad=True)\n"
+        "w = torch.randn(3, 4, 4, 4, requires_grad=True)\n"
+        "y = genimg.ops.conv_transpose2d(x, w, stride=2, padding=1)\n"
+        "torch.autograd.grad(y.sum(), x)\n"
+        "assert torch.equal(y, torch.nn.functional.conv_transpose2d(x, w, None, 2, 1))\n"
+        "genimg.autotune(True)\n"
+        "genimg.ops.leaky_relu(x, 0.2).sum().backward()\n"
+        "print(genimg.explain('conv_transpose2d', x, w))\n"
+        "info.main([])"
+    )
+    assert "does not tell whether a torch.func transform is active" in page
+    for name in versions.PRIVATE:
+        assert page.count(f"torch._C.{name} is missing") == 1

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -65,6 +66,46 @@ def test_takes_the_fastest_and_measures_once(probe):
     ran.clear()
     op.function(X, 2)
     assert len(ran) > 10
+
+
+def test_a_trial_is_its_threads_alone(probe, monkeypatch):
+    """Another thread's call, which the candidate may not serve, takes what is known for it."""
+    op, ran = probe
+    op.function(X, 2)  # known from here on: cpu
+    taken = []
+    step = op.function
+
+    def meanwhile(x, option=1, *, backend=None):
+        thread = threading.Thread(target=lambda: taken.append(choose(op, None, X, 2)))
+        thread.start()
+        thread.join()
+        return step(x, option, backend=backend)
+
+    monkeypatch.setitem(op.__dict__, "function", meanwhile)
+    op.function(X, 3)
+    assert len(ran) > 10
+    assert set(taken) == {"cpu"}
+
+
+def test_threads_measure_and_keep_every_decision(probe, folder):
+    op, _ = probe
+    wrong = []
+
+    def work(option):
+        try:
+            for size in range(1, 5):
+                op.function(torch.zeros(size), option)
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(option,)) for option in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    (path,) = folder.glob("*.json")
+    assert len(json.loads(path.read_text())["milliseconds"]) == 16
 
 
 def test_off_returns_to_the_rules(probe):

@@ -83,7 +83,8 @@ def _product_of_phases(
         kw = chosen % STRIDE_W + PAD_W - dw * STRIDE_W
         is_tap = (kh >= 0) & (kh < KH * DILATION_H) & (kw >= 0) & (kw < KW * DILATION_W)
         is_tap = is_tap & (kh % DILATION_H == 0) & (kw % DILATION_W == 0)
-        inside = inside & ((chosen < 0) | is_tap)
+        # By where: Triton 3.9's interpreter refuses a mask made of a vector and a scalar by &.
+        inside = tl.where((chosen < 0) | is_tap, inside, False)
         x = read_tile(
             x_ptr,
             y_ptr,

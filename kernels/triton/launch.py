@@ -19,10 +19,9 @@ from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
+from genimg import versions
 from genimg.kernels.triton.runtime import INTERPRETED, VERSION
 
-_TRITONS = ((3, 6), (3, 7))
-"""What another Triton's binder looks at, and how it takes arguments, has not been read."""
 _PLAIN = (int, float, bool, str, type(None))
 _MOST = 4096
 """Kept at once; sizes that never come back are then forgotten."""
@@ -31,9 +30,14 @@ _kept: dict[tuple[Any, ...], tuple[CompiledKernel, tuple[Any, ...]]] = {}
 
 
 def _keeps() -> bool:
+    """Whether this Triton's launcher is one that was read for the rules of this module.
+
+    The binders of the tested releases look at the same properties of arguments. ``genimg info``
+    names any other release.
+    """
     if INTERPRETED or VERSION is None or torch.version.hip is not None:
         return False
-    return tuple(int(part) for part in VERSION.split(".")[:2]) in _TRITONS
+    return versions.is_tested("Triton", VERSION)
 
 
 _KEEPS = _keeps()

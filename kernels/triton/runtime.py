@@ -10,9 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from genimg import versions
 from genimg.memory_format import elementwise_format
-
-MINIMUM_VERSION = (3, 6)
 
 VERSION: str | None = (
     importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None
@@ -22,8 +21,9 @@ VERSION: str | None = (
 def _find_triton() -> str | None:
     if VERSION is None:
         return 'Triton is not installed: pip install "genimg[triton]"'
-    if tuple(int(part) for part in VERSION.split(".")[:2]) < MINIMUM_VERSION:
-        needed = ".".join(map(str, MINIMUM_VERSION))
+    oldest = versions.TESTED["Triton"][0]
+    if versions.release(VERSION) < oldest:
+        needed = ".".join(map(str, oldest))
         return f"Triton {VERSION} is too old, {needed} is needed: pip install -U triton"
     return None
 

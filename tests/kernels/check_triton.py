@@ -25,7 +25,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "check-triton"
-VERSIONS = ("3.6.0", "3.7.1")
+VERSIONS = ("3.6.0", "3.7.1", "3.9.0")  # the oldest, the default and the newest
 
 
 def unpacked(version: str) -> Path | None:

@@ -5,6 +5,7 @@ replaced at its edge, so that Triton binds, compiles and calls as ever; what rea
 kept instead of launched. Prints, for each check, whether it held.
 """
 
+import gc
 import json
 from types import SimpleNamespace
 
@@ -16,11 +17,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from genimg import versions
 from genimg.kernels.triton import launch as module
 from genimg.kernels.triton.launch import launch
 
 launched = []
 bound = []
+unloaded = []
 gpu = SimpleNamespace(device=0, stream=7)
 
 
@@ -35,6 +38,7 @@ class Driver:
     utils = SimpleNamespace(
         get_device_properties=lambda device: {"max_shared_mem": 1 << 17},
         load_binary=lambda name, *_: (f"module of {name}", f"function of {name}", 32, 0, 1024),
+        unload_module=unloaded.append,
     )
 
     @staticmethod
@@ -156,6 +160,21 @@ found["not hashable"] = (len(module._kept), len(launched) - 2) == before
 
 module._MOST = len(module._kept)
 found["forgets"] = binds(n=48) == 1 and len(module._kept) == 1 and binds() == 1
+
+# Since 3.8 Triton unloads a kernel that nobody holds; a kept one is held.
+_scale_kernel.device_caches.clear()
+gc.collect()
+before = len(unloaded)
+found["held"] = binds() == 0
+module._kept.clear()
+gc.collect()
+unloads = versions.release(triton.__version__) >= (3, 8)
+found["let go"] = len(unloaded) - before == int(unloads)
+
+pretended = {"3.5.1": False, triton.__version__: True, "3.10.0": False, "4.0.0rc1": False}
+for version, keeps in pretended.items():
+    module.VERSION = version
+    found[f"keeps under {version}"] = module._keeps() == keeps
 module._KEEPS = False
 found["another Triton"] = (binds(), binds()) == (1, 1)
 print(json.dumps(found))

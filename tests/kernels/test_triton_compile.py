@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from genimg.kernels.triton import runtime
-from genimg.kernels.triton.offline import narrow_accesses
+from genimg.kernels.triton.offline import Compile, Compiled, faults, narrow_accesses
 
 FOLDER = Path(__file__).parent
 
@@ -51,6 +51,22 @@ def test_planted_faults_are_refused(tmp_path):
     assert "CompilationError" in found["broken"]
     assert found["narrow behind a box"].startswith("accesses of fewer than 16 bytes: ")
     assert "fetches no box by a tensor descriptor" in found["without its box"]
+
+
+def found_by_name():
+    """Stands for a kernel, of which the name alone is asked."""
+
+
+@pytest.mark.parametrize(("version", "allowed"), [("3.6.0", 0), ("3.7.1", 0), ("3.9.0", 16)])
+def test_four_registers_may_spill_under_one_release(monkeypatch, version, allowed):
+    monkeypatch.setattr("genimg.kernels.triton.offline.VERSION", version)
+    entry = Compile(found_by_name, "", {}, {}, {}, ())
+
+    def found(stack):
+        return faults(entry, 90, "bf16", Compiled(64, stack, 0, 0, 0, ()))
+
+    assert found(allowed) == []
+    assert found(allowed + 8) == [f"spills: {allowed + 8} bytes of stack"]
 
 
 def test_nothing_to_compile_is_no_success(tmp_path):
