@@ -365,7 +365,7 @@ CASES = (
         "up_small_sides",
         "F(2,2) with statistics: more than 256 pixels of a side of five",
         (11, 5, 5, 5),
-        (_Layer(_UP, 20), _TANH),
+        (_Layer(_UP, 36), _TANH),
     ),
     _case(
         "down_wide",

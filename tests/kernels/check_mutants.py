@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -119,8 +120,7 @@ class Worker:
     def __init__(self) -> None:
         import torch
 
-        from genimg import _native
-        from genimg.backends import OPS as registered
+        from genimg import _native, backends
 
         torch.use_deterministic_algorithms(True, warn_only=True)  # unwritten outputs are NaN
         torch.utils.deterministic.fill_uninitialized_memory = True
@@ -140,7 +140,7 @@ class Worker:
         self.usual: dict[str, int] = {}
         self.places: dict[str, bytes] = {}
         for dtype in (torch.float32, torch.bfloat16):
-            for op in (registered[name] for name in OPS):
+            for op in (backends.OPS[name] for name in OPS):
                 for case in op.cases:
                     if not (case.speed or case.slow):
                         self.add(op, case, dtype)
@@ -271,8 +271,8 @@ def talk(child: subprocess.Popen[str], numbers: str) -> list[Any]:
     return found
 
 
-def rule_of(mutant: Mutant, level: str) -> Rule | None:
-    return next((rule for rule in RULES if rule.covers(mutant, level)), None)
+def rule_of(mutant: Mutant, machine: Machine) -> Rule | None:
+    return next((rule for rule in RULES if rule.covers(mutant, machine)), None)
 
 
 def report(machine: Machine, mutants: list[Mutant], found: dict[int, Any], skipped: int) -> int:
@@ -299,7 +299,7 @@ def main() -> None:
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--all", action="store_true", help="on every pretended machine")
     parser.add_argument("--machine", action="append", help="by name; default: the best one here")
-    parser.add_argument("--only", default="", help="mutants whose description contains this")
+    parser.add_argument("--only", default="", help="mutants whose description this matches")
     parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 8))
     parser.add_argument(
         "--equivalent", action="store_true", help="those of equivalent_mutants.py instead"
@@ -310,7 +310,7 @@ def main() -> None:
         return work(json.loads(sys.stdin.read()))
     began = time.monotonic()
     files, every = generate(KERNELS)
-    mutants = [mutant for mutant in every if options.only in str(mutant)]
+    mutants = [mutant for mutant in every if re.search(options.only, str(mutant))]
     stale = [rule for rule in RULES if not any(rule.covers(mutant, None) for mutant in every)]
     for rule in stale:
         print(f"a rule of equivalent_mutants.py covers no mutant: {rule}")
@@ -327,7 +327,7 @@ def main() -> None:
             continue
         began = time.monotonic()
         tried = [
-            mutant for mutant in mutants if bool(rule_of(mutant, machine.isa)) == options.equivalent
+            mutant for mutant in mutants if bool(rule_of(mutant, machine)) == options.equivalent
         ]
         found = attempt_all(machine, tried, options.processes)
         if options.verbose:
