@@ -389,7 +389,11 @@ CASES = (
         "dead_channel",
         "exactly at the kink, where the derivative is the slope",
         (3, 5, 14, 12),
-        (_Layer(_DOWN, 12, dead=True), _Layer(_DOWN, 10, dead=True), _Layer(_UP, 12, dead=True)),
+        (
+            _Layer(_DOWN, 12, dead=True),
+            _Layer(_DOWN, 10, dead=True, negative_slope=0.0),
+            _Layer(_UP, 12, dead=True),
+        ),
     ),
     _case(
         "saturated_tanh",

@@ -77,7 +77,7 @@ def build(levels: list[str], files: dict[str, str]) -> list[str]:
         words = shlex.split(line)
         source = Path(words[-1])
         level = next((level for level in levels if f"cpu_{level}.dir/" in line), None)
-        if level is None or source.parent != KERNELS or not source.name.startswith("conv"):
+        if level is None or source.parent != KERNELS or not files.keys() & included(source):
             continue
         at = words.index("-o") + 1
         object_ = WORK / level / f"{source.stem}.o"
@@ -106,6 +106,12 @@ def build(levels: list[str], files: dict[str, str]) -> list[str]:
     return sorted({Path(object_).parent.name for object_ in swaps.values()}, key=levels.index)
 
 
+def included(path: Path) -> set[str]:
+    """A source's name, and those of the headers beside it that it includes, and that they do."""
+    names = re.findall(r'#include "(\w+\.h)"', path.read_text("utf-8"))
+    return {path.name}.union(*(included(path.with_name(name)) for name in names))
+
+
 def compile_one(folder: Path, words: list[str], object_: Path, stamp: str) -> None:
     kept = object_.with_suffix(".stamp")
     if object_.exists() and kept.exists() and kept.read_text() == stamp:
@@ -117,7 +123,7 @@ def compile_one(folder: Path, words: list[str], object_: Path, stamp: str) -> No
 class Worker:
     """In a child process whose genimg is the mutated copy: tries mutants one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
         import torch
 
         from genimg import _native, backends
@@ -132,10 +138,8 @@ class Worker:
         self.refusals = ctypes.c_int.in_dll(library, "genimg_refusals")
         self.reached = (ctypes.c_char * (1 << 14)).in_dll(library, "genimg_reached")
         self.kills: Counter[str] = Counter()
-        # Threads are made by the children: a process that has some cannot be forked.
-        self.threads = torch.get_num_threads()
-        self.set_threads = torch.set_num_threads
-        torch.set_num_threads(1)
+        # Made by the children: a process that has threads cannot be forked.
+        self.threads, self.set_threads = threads, torch.set_num_threads
         self.units: dict[str, tuple[Any, Any, Any]] = {}
         self.usual: dict[str, int] = {}
         self.places: dict[str, bytes] = {}
@@ -188,7 +192,8 @@ class Worker:
         name = said[-2] if len(said) > 1 else said[-1] if said else ""
         if os.WIFSIGNALED(status):
             ended = os.WTERMSIG(status)
-            verdict = "does not end" if ended == signal.SIGPROF else f"dies of signal {ended}"
+            stopped = ended in (signal.SIGPROF, signal.SIGALRM)
+            verdict = "does not end" if stopped else f"dies of signal {ended}"
             self.kills[said[-1] if said else name] += 1
             return verdict, said[-1] if said else ""
         if said[-1] not in ("survives", "refuses"):
@@ -199,7 +204,9 @@ class Worker:
         """In the forked process: writes the case that is tried, and at last what came of it."""
         import resource
 
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        for ended in (signal.SIGPROF, signal.SIGALRM):
+            signal.signal(ended, signal.SIG_DFL)
+        signal.alarm(100 * SECONDS)  # where threads wait for each other
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
         silence = os.open(os.devnull, os.O_WRONLY)
@@ -225,8 +232,8 @@ class Worker:
         os._exit(0)
 
 
-def work(numbers: list[int]) -> None:
-    worker = Worker()
+def work(threads: int, numbers: list[int]) -> None:
+    worker = Worker(threads)
     for number in numbers:
         verdict, case = worker.attempt(number)
         print(json.dumps([number, verdict, case]), flush=True)
@@ -236,7 +243,7 @@ def attempt_all(machine: Machine, mutants: list[Mutant], processes: int) -> dict
     """Verdict and case of every mutant, on a pretended machine."""
     numbers = [mutant.number for mutant in mutants]
     environment = machine.environment() | {"PYTHONPATH": str(WORK / "package")}
-    environment["OMP_WAIT_POLICY"] = "passive"
+    environment |= {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     children = []
     for first in range(processes):
         child = subprocess.Popen(
@@ -247,7 +254,7 @@ def attempt_all(machine: Machine, mutants: list[Mutant], processes: int) -> dict
             stdout=subprocess.PIPE,
             text=True,
         )
-        children.append((child, json.dumps(numbers[first::processes])))
+        children.append((child, json.dumps([machine.threads, numbers[first::processes]])))
     with ThreadPoolExecutor(processes) as pool:
         outputs = list(pool.map(lambda pair: talk(*pair), children))
     if any(child.returncode != 0 for child, _ in children):
@@ -307,7 +314,7 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="every mutant and its verdict")
     options = parser.parse_args()
     if options.work:
-        return work(json.loads(sys.stdin.read()))
+        return work(*json.loads(sys.stdin.read()))
     began = time.monotonic()
     files, every = generate(KERNELS)
     mutants = [mutant for mutant in every if re.search(options.only, str(mutant))]

@@ -99,8 +99,6 @@ RULES = (
     ),
     *_same("gathered_down", "how many values there is room for", r"^axes\[0\] -> 1"),
     # conv_load.h
-    *_same("AffineLeaky::one", "0 times the slope is 0", r"^z > 0 -> a >= b"),
-    *_same("AffineLeaky::one", "every element of the vector is the slope", r"^slope\[0\] -> 1"),
     *_same(
         "find_patch",
         "a whole tile that is taken for none is masked by ones",
