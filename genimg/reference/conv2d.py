@@ -47,15 +47,17 @@ def convolution(
     return tensors
 
 
-def with_pixels(
-    make: Callable[[torch.Generator], Tensors], *pixels: tuple[int, int, int, int, float]
+def with_values(
+    make: Callable[[torch.Generator], Tensors],
+    *values: tuple[int, int, int, int, float],
+    of: str = "x",
 ) -> Callable[[torch.Generator], Tensors]:
-    """The same tensors, with these values at (image, channel, y, x) of the image."""
+    """The same tensors, with these values at four indices of the image, or of the weight."""
 
     def tensors(generator: torch.Generator) -> Tensors:
         made = make(generator)
-        for *at, value in pixels:
-            made["x"][tuple(at)] = value
+        for *at, value in values:
+            made[of][tuple(at)] = value
         return made
 
     return tensors
@@ -65,18 +67,19 @@ def with_nan_and_inf(
     make: Callable[[torch.Generator], Tensors],
 ) -> Callable[[torch.Generator], Tensors]:
     """The same tensors, with two pixels of the image that are not finite."""
-    return with_pixels(make, (0, 1, 0, 2, float("nan")), (1, 0, 3, 3, float("inf")))
+    return with_values(make, (0, 1, 0, 2, float("nan")), (1, 0, 3, 3, float("inf")))
 
 
 def with_huge_values(
-    make: Callable[[torch.Generator], Tensors],
+    make: Callable[[torch.Generator], Tensors], of: str, other: str
 ) -> Callable[[torch.Generator], Tensors]:
-    """Two pixels whose difference overflows, of opposite signs, and small weights."""
-    made = with_pixels(make, (0, 1, 5, 3, 2e38), (0, 1, 5, 5, -2e38), (0, 1, 5, 7, 2e38))
+    """Values whose differences overflow, and others so small that no product does."""
+    row = ((1, 2e38), (3, -2e38))
+    made = with_values(make, *((0, 1, 1, at, value) for at, value in row), of=of)
 
     def tensors(generator: torch.Generator) -> Tensors:
         drawn = made(generator)
-        return {**drawn, "weight": drawn["weight"] / 64}
+        return {**drawn, other: drawn[other] / 64}
 
     return tensors
 
@@ -176,21 +179,53 @@ CASES = (
     Case(
         "not_finite_first_channel",
         "Inf in a channel that begins a vector, and nowhere else",
-        with_pixels(_make((2, 16, 14, 14), (6, 16, 4, 4)), (1, 0, 3, 3, float("inf"))),
+        with_values(_make((2, 16, 14, 14), (6, 16, 4, 4)), (1, 0, 3, 3, float("inf"))),
         call(stride=2, padding=1),
         _ALL,
     ),
     Case(
         "not_finite_last_channel",
         "NaN in a channel that ends one",
-        with_pixels(_make((2, 16, 14, 14), (6, 16, 4, 4)), (1, 15, 3, 3, float("nan"))),
+        with_values(_make((2, 16, 14, 14), (6, 16, 4, 4)), (1, 15, 3, 3, float("nan"))),
         call(stride=2, padding=1),
         _ALL,
     ),
     Case(
         "huge_values",
-        "differences of neighbours would overflow",
-        with_huge_values(_make((2, 12, 14, 14), (6, 12, 4, 4))),
+        "differences of neighbours would overflow, and so would the weight's gradient",
+        with_huge_values(_make((2, 12, 14, 14), (6, 12, 4, 4)), "x", "weight"),
+        call(stride=2, padding=1),
+        ("x", "bias"),
+    ),
+    Case(
+        "huge_weight",
+        "differences of taps would overflow, and so would the image's gradient",
+        with_huge_values(_make((2, 12, 14, 14), (16, 12, 4, 4)), "weight", "x"),
+        call(stride=2, padding=1),
+        ("weight", "bias"),
+    ),
+    Case(
+        "weight_not_finite_first",
+        "Inf in the weight's first tap, and nowhere else",
+        with_values(
+            _make((2, 16, 14, 14), (32, 16, 4, 4)), (0, 0, 0, 0, float("inf")), of="weight"
+        ),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "weight_not_finite_last",
+        "NaN in its last one",
+        with_values(
+            _make((2, 16, 14, 14), (32, 16, 4, 4)), (31, 15, 3, 3, float("nan")), of="weight"
+        ),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "few_channels_weight_not_finite",
+        "Inf in the first tap, which padding must not meet",
+        with_values(_make((2, 3, 10, 14), (20, 3, 4, 4)), (0, 0, 0, 0, float("inf")), of="weight"),
         call(stride=2, padding=1),
         _ALL,
     ),

@@ -362,7 +362,7 @@ CASES = (
         "up_small_sides",
         "F(2,2) with statistics: more than 256 pixels of a side of five",
         (11, 5, 5, 5),
-        (_Layer(_UP, 20), _TANH),
+        (_Layer(_UP, 36), _TANH),
     ),
     _case(
         "down_wide",
@@ -386,7 +386,11 @@ CASES = (
         "dead_channel",
         "exactly at the kink, where the derivative is the slope",
         (3, 5, 14, 12),
-        (_Layer(_DOWN, 12, dead=True), _Layer(_DOWN, 10, dead=True), _Layer(_UP, 12, dead=True)),
+        (
+            _Layer(_DOWN, 12, dead=True),
+            _Layer(_DOWN, 10, dead=True, negative_slope=0.0),
+            _Layer(_UP, 12, dead=True),
+        ),
     ),
     _case(
         "saturated_tanh",

@@ -16,7 +16,7 @@ from genimg.reference.conv2d import (
     convolution,
     with_huge_values,
     with_nan_and_inf,
-    with_pixels,
+    with_values,
 )
 from genimg.testing import Case, Tensors, integers, normal
 
@@ -118,21 +118,49 @@ CASES = (
     Case(
         "not_finite_first_channel",
         "Inf in a channel that begins a vector, and nowhere else",
-        with_pixels(_make((6, 16, 7, 7), (16, 12, 4, 4)), (1, 0, 3, 3, float("inf"))),
+        with_values(_make((6, 16, 7, 7), (16, 12, 4, 4)), (1, 0, 3, 3, float("inf"))),
         call(stride=2, padding=1),
         _ALL,
     ),
     Case(
         "not_finite_last_channel",
         "NaN in a channel that ends one",
-        with_pixels(_make((6, 16, 7, 7), (16, 12, 4, 4)), (1, 15, 3, 3, float("nan"))),
+        with_values(_make((6, 16, 7, 7), (16, 12, 4, 4)), (1, 15, 3, 3, float("nan"))),
         call(stride=2, padding=1),
         _ALL,
     ),
     Case(
         "huge_values",
-        "differences of neighbours would overflow",
-        with_huge_values(_make((6, 6, 9, 9), (6, 12, 4, 4))),
+        "differences of neighbours would overflow, and so would the weight's gradient",
+        with_huge_values(_make((6, 6, 9, 9), (6, 12, 4, 4)), "x", "weight"),
+        call(stride=2, padding=1),
+        ("x", "bias"),
+    ),
+    Case(
+        "huge_weight",
+        "differences of taps would overflow, and so would the image's gradient",
+        with_huge_values(_make((6, 6, 9, 9), (6, 16, 4, 4)), "weight", "x"),
+        call(stride=2, padding=1),
+        ("weight", "bias"),
+    ),
+    Case(
+        "weight_not_finite",
+        "Inf in the weight's first tap, and nowhere else",
+        with_values(_make((6, 6, 9, 9), (6, 16, 4, 4)), (0, 0, 0, 0, float("inf")), of="weight"),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "few_channels_not_finite",
+        "the same for the sums of few channels",
+        with_nan_and_inf(_make((2, 20, 5, 7), (20, 3, 4, 4))),
+        call(stride=2, padding=1),
+        _ALL,
+    ),
+    Case(
+        "few_channels_weight_not_finite",
+        "Inf in the first tap",
+        with_values(_make((2, 20, 5, 7), (20, 3, 4, 4)), (0, 0, 0, 0, float("inf")), of="weight"),
         call(stride=2, padding=1),
         _ALL,
     ),
@@ -170,6 +198,20 @@ CASES = (
         "the VAE decoder's layer: phases of one and two taps",
         _make((2, 4, 5, 6), (4, 3, 3, 3)),
         call(stride=2, padding=1, output_padding=1),
+        _ALL,
+    ),
+    Case(
+        "k4x2s2",
+        "few pixels, and a kernel of which one side is 4",
+        _make((2, 9, 3, 4), (9, 10, 4, 2)),
+        call(stride=2),
+        _ALL,
+    ),
+    Case(
+        "k2x4s2",
+        "the same of the other side",
+        _make((2, 9, 3, 4), (9, 10, 2, 4)),
+        call(stride=2),
         _ALL,
     ),
     Case(

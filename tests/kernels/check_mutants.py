@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -76,7 +77,7 @@ def build(levels: list[str], files: dict[str, str]) -> list[str]:
         words = shlex.split(line)
         source = Path(words[-1])
         level = next((level for level in levels if f"cpu_{level}.dir/" in line), None)
-        if level is None or source.parent != KERNELS or not source.name.startswith("conv"):
+        if level is None or source.parent != KERNELS or not files.keys() & included(source):
             continue
         at = words.index("-o") + 1
         object_ = WORK / level / f"{source.stem}.o"
@@ -105,6 +106,12 @@ def build(levels: list[str], files: dict[str, str]) -> list[str]:
     return sorted({Path(object_).parent.name for object_ in swaps.values()}, key=levels.index)
 
 
+def included(path: Path) -> set[str]:
+    """A source's name, and those of the headers beside it that it includes, and that they do."""
+    names = re.findall(r'#include "(\w+\.h)"', path.read_text("utf-8"))
+    return {path.name}.union(*(included(path.with_name(name)) for name in names))
+
+
 def compile_one(folder: Path, words: list[str], object_: Path, stamp: str) -> None:
     kept = object_.with_suffix(".stamp")
     if object_.exists() and kept.exists() and kept.read_text() == stamp:
@@ -116,11 +123,10 @@ def compile_one(folder: Path, words: list[str], object_: Path, stamp: str) -> No
 class Worker:
     """In a child process whose genimg is the mutated copy: tries mutants one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
         import torch
 
-        from genimg import _native
-        from genimg.backends import OPS as registered
+        from genimg import _native, backends
 
         torch.use_deterministic_algorithms(True, warn_only=True)  # unwritten outputs are NaN
         torch.utils.deterministic.fill_uninitialized_memory = True
@@ -132,15 +138,13 @@ class Worker:
         self.refusals = ctypes.c_int.in_dll(library, "genimg_refusals")
         self.reached = (ctypes.c_char * (1 << 14)).in_dll(library, "genimg_reached")
         self.kills: Counter[str] = Counter()
-        # Threads are made by the children: a process that has some cannot be forked.
-        self.threads = torch.get_num_threads()
-        self.set_threads = torch.set_num_threads
-        torch.set_num_threads(1)
+        # Made by the children: a process that has threads cannot be forked.
+        self.threads, self.set_threads = threads, torch.set_num_threads
         self.units: dict[str, tuple[Any, Any, Any]] = {}
         self.usual: dict[str, int] = {}
         self.places: dict[str, bytes] = {}
         for dtype in (torch.float32, torch.bfloat16):
-            for op in (registered[name] for name in OPS):
+            for op in (backends.OPS[name] for name in OPS):
                 for case in op.cases:
                     if not (case.speed or case.slow):
                         self.add(op, case, dtype)
@@ -188,7 +192,8 @@ class Worker:
         name = said[-2] if len(said) > 1 else said[-1] if said else ""
         if os.WIFSIGNALED(status):
             ended = os.WTERMSIG(status)
-            verdict = "does not end" if ended == signal.SIGPROF else f"dies of signal {ended}"
+            stopped = ended in (signal.SIGPROF, signal.SIGALRM)
+            verdict = "does not end" if stopped else f"dies of signal {ended}"
             self.kills[said[-1] if said else name] += 1
             return verdict, said[-1] if said else ""
         if said[-1] not in ("survives", "refuses"):
@@ -199,7 +204,9 @@ class Worker:
         """In the forked process: writes the case that is tried, and at last what came of it."""
         import resource
 
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        for ended in (signal.SIGPROF, signal.SIGALRM):
+            signal.signal(ended, signal.SIG_DFL)
+        signal.alarm(100 * SECONDS)  # where threads wait for each other
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
         silence = os.open(os.devnull, os.O_WRONLY)
@@ -225,8 +232,8 @@ class Worker:
         os._exit(0)
 
 
-def work(numbers: list[int]) -> None:
-    worker = Worker()
+def work(threads: int, numbers: list[int]) -> None:
+    worker = Worker(threads)
     for number in numbers:
         verdict, case = worker.attempt(number)
         print(json.dumps([number, verdict, case]), flush=True)
@@ -236,7 +243,7 @@ def attempt_all(machine: Machine, mutants: list[Mutant], processes: int) -> dict
     """Verdict and case of every mutant, on a pretended machine."""
     numbers = [mutant.number for mutant in mutants]
     environment = machine.environment() | {"PYTHONPATH": str(WORK / "package")}
-    environment["OMP_WAIT_POLICY"] = "passive"
+    environment |= {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     children = []
     for first in range(processes):
         child = subprocess.Popen(
@@ -247,7 +254,7 @@ def attempt_all(machine: Machine, mutants: list[Mutant], processes: int) -> dict
             stdout=subprocess.PIPE,
             text=True,
         )
-        children.append((child, json.dumps(numbers[first::processes])))
+        children.append((child, json.dumps([machine.threads, numbers[first::processes]])))
     with ThreadPoolExecutor(processes) as pool:
         outputs = list(pool.map(lambda pair: talk(*pair), children))
     if any(child.returncode != 0 for child, _ in children):
@@ -271,8 +278,8 @@ def talk(child: subprocess.Popen[str], numbers: str) -> list[Any]:
     return found
 
 
-def rule_of(mutant: Mutant, level: str) -> Rule | None:
-    return next((rule for rule in RULES if rule.covers(mutant, level)), None)
+def rule_of(mutant: Mutant, machine: Machine) -> Rule | None:
+    return next((rule for rule in RULES if rule.covers(mutant, machine)), None)
 
 
 def report(machine: Machine, mutants: list[Mutant], found: dict[int, Any], skipped: int) -> int:
@@ -299,7 +306,7 @@ def main() -> None:
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--all", action="store_true", help="on every pretended machine")
     parser.add_argument("--machine", action="append", help="by name; default: the best one here")
-    parser.add_argument("--only", default="", help="mutants whose description contains this")
+    parser.add_argument("--only", default="", help="mutants whose description this matches")
     parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 8))
     parser.add_argument(
         "--equivalent", action="store_true", help="those of equivalent_mutants.py instead"
@@ -307,10 +314,10 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="every mutant and its verdict")
     options = parser.parse_args()
     if options.work:
-        return work(json.loads(sys.stdin.read()))
+        return work(*json.loads(sys.stdin.read()))
     began = time.monotonic()
     files, every = generate(KERNELS)
-    mutants = [mutant for mutant in every if options.only in str(mutant)]
+    mutants = [mutant for mutant in every if re.search(options.only, str(mutant))]
     stale = [rule for rule in RULES if not any(rule.covers(mutant, None) for mutant in every)]
     for rule in stale:
         print(f"a rule of equivalent_mutants.py covers no mutant: {rule}")
@@ -327,7 +334,7 @@ def main() -> None:
             continue
         began = time.monotonic()
         tried = [
-            mutant for mutant in mutants if bool(rule_of(mutant, machine.isa)) == options.equivalent
+            mutant for mutant in mutants if bool(rule_of(mutant, machine)) == options.equivalent
         ]
         found = attempt_all(machine, tried, options.processes)
         if options.verbose:

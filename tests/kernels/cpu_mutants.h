@@ -71,6 +71,13 @@ inline auto remainder(A a, B b) {
   }
 }
 
+// The counter of a loop, a step further.
+template <typename A>
+inline A further(A a, int64_t step) {
+  if constexpr (std::is_integral_v<A>) a += step;
+  return a;
+}
+
 GM_BINARY(+, a - b)
 GM_BINARY(-, a + b)
 GM_BINARY(/, remainder(a, b))
@@ -79,8 +86,8 @@ GM_BINARY(>, a >= b)
 GM_BINARY(>=, a > b)
 GM_BINARY(==, a != b)
 GM_BINARY(!=, a == b)
-GM_BINARY(<, left.op.step ? a + left.op.step < b : a <= b)
-GM_BINARY(<=, left.op.step ? a + left.op.step <= b : a < b)
+GM_BINARY(<, left.op.step ? further(a, left.op.step) < b : a <= b)
+GM_BINARY(<=, left.op.step ? further(a, left.op.step) <= b : a < b)
 GM_BINARY(*, a)
 
 // a += b is written a +=Op(1)+= b, which is a += (Op(1) += b).

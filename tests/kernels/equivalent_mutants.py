@@ -8,30 +8,38 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
+from machines import Machine
 from mutants import Mutant
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Mutants by function and by a pattern of ``site -> change: code``, and the reason."""
+    """Mutants by function and by a pattern of ``site -> change: code``, and the reason.
+
+    ``levels``: the reason holds at these instruction-set levels alone; ``one_thread``: only there.
+    """
 
     function: str
     pattern: str
     reason: str
     levels: tuple[str, ...] = ()
+    one_thread: bool = False
 
-    def covers(self, mutant: Mutant, level: str | None) -> bool:
-        """Whether it is the reason for a mutant at an instruction-set level; None is any."""
-        if level and self.levels and level not in self.levels:
+    def covers(self, mutant: Mutant, machine: Machine | None) -> bool:
+        """Whether it is the reason for a mutant on a machine; None is any."""
+        if machine and self.levels and machine.isa not in self.levels:
+            return False
+        if machine and self.one_thread and machine.threads > 1:
             return False
         text = f"{mutant.site} -> {mutant.change}: {mutant.code}"
         named = re.fullmatch(self.function, mutant.function)
         return bool(named and re.search(self.pattern, text))
 
 
-def _same(function: str, reason: str, *patterns: str, levels: tuple[str, ...] = ()) -> list[Rule]:
-    return [Rule(function, pattern, reason, levels) for pattern in patterns]
+def _same(function: str, reason: str, *patterns: str, **where: Any) -> list[Rule]:
+    return [Rule(function, pattern, reason, **where) for pattern in patterns]
 
 
 RULES = (
@@ -91,8 +99,6 @@ RULES = (
     ),
     *_same("gathered_down", "how many values there is room for", r"^axes\[0\] -> 1"),
     # conv_load.h
-    *_same("AffineLeaky::one", "0 times the slope is 0", r"^z > 0 -> a >= b"),
-    *_same("AffineLeaky::one", "every element of the vector is the slope", r"^slope\[0\] -> 1"),
     *_same(
         "find_patch",
         "a whole tile that is taken for none is masked by ones",
@@ -300,19 +306,139 @@ RULES = (
         "fits_winograd",
         "direct sums are as right",
         r"^kernel_[hw] == 4 && -> 5",
-        r"^stride_[hw] == 2 && -> ",
-        r"^large_[hw] == 2 \* -> 3",
+        r"^pad_[hw] == 1",
+        r"^large_[hw] == 2 \* -> ",
+        r"^2 \* g -> a",
     ),
     *_same(
         "fits_winograd",
         "kernel 4 and stride 2 to twice the side are there with padding 1 alone",
         r"^g.pad_[hw] == 1 -> true",
-        r"^pad_w == 1 -> a != b",
     ),
     *_same(
-        "winograd_or_direct",
+        "fits_winograd",
+        "kernel 4 and padding 1 to twice the side are there with stride 2, or with one pixel, of "
+        "which the stride says nothing",
+        r"^(g.)?stride_[hw] == 2 ",
+    ),
+    *_same(
+        "winograd_or_direct|form_of|fits_columns|wgrad_form",
         "any of the forms that fit is right",
         r"^(?!!fits_winograd).*(int64_t tiles|int64_t side|tiles <= kFewTiles|side <= kSmallSide)",
+        r"^(direction == ConvDirection::fprop|plain) -> false",
+        r"<= kFew\w+ -> (a < b|true|false)",
+    ),
+    # conv_pack.cpp
+    *_same("Packing::size", "room for more panels than there are", r"int64_t last ="),
+    *_same(
+        "read_taps",
+        "what the fast ways read, the one for any weight reads as well",
+        r"^taps == kSixteen -> false",
+    ),
+    *_same(
+        "read_taps",
+        "columns lie side by side in channels_last weights alone, or where a tap is all",
+        r"stride == 1 -> true",
+        r"tap > 1",
+    ),
+    *_same("read_taps", "columns beyond the last are not stored", r"^count > 0"),
+    *_same("read_taps", "a vector is sixteen taps", r"^stride \+ tap ->", levels=("avx512",)),
+    *_same(
+        "pack_row|pack_few_row|pack",
+        "columns beyond the last are not stored",
+        r"int64_t count = smaller\(kWidth, larger\(0, columns - v\)\)",
+        r"float value = 0",
+        r"^smaller\(kPanel, p.columns - first\) -> second",
+    ),
+    *_same(
+        "pack_few_row",
+        "without transforms nothing overflows that PyTorch's sums do not",
+        r"^value \* value -> a",
+    ),
+    *_same(
+        "pack",
+        "the distance of taps is asked of channels_last weights alone",
+        r"^channels_last -> true: const Strides",
+        r"large_c : 1\} -> ",
+    ),
+    *_same("pack", "only whether the sum is finite is asked", r"^squares = 0; -> 1"),
+    *_same(
+        "conv_plan",
+        "a float that nobody reads, or a piece of no values",
+        r"^form, 0, -> 1",
+        r"^units, 1, -> 2",
+        r"^pieces = 0; -> 1",
+    ),
+    # conv_dgrad.cpp
+    *_same(
+        "FewContraction::FewContraction",
+        "the room of scratch; what is written past it is for make sanitize to find",
+        r"kTileCount \* kPanel -> a",
+    ),
+    *_same("FewContraction::run", "no rows are multiplied", r"^last >= first -> true"),
+    *_same(
+        "FewContraction::gather_tap",
+        "pixels outside the row are added up beside it, where nobody reads",
+        r"int64_t begin = offset >= 0",
+        r"int64_t last = g.large_w",
+        r"int64_t end = last < 0",
+    ),
+    *_same("FewContraction::store_row", "no values are stored", r"^i < count -> (true|a <= b): if"),
+    # conv_wgrad.cpp
+    *_same(
+        "products_of",
+        "products are numbered with gaps",
+        r"^axis.outlets == 2 -> true",
+        r"^outlet\[1\] -> ",
+        r"^products : 0\) -> 1",
+    ),
+    *_same(
+        "spread_axis",
+        "a value that no product takes",
+        r"^kProducts == [34] -> true",
+    ),
+    *_same(
+        "spread_tile|TapsOut::put",
+        "the way for some channels, or any number of taps, serves as well",
+        r"^count == kWidth -> false",
+        r"^taps == 16 -> false",
+        r"^taps == 16\) -> ",
+    ),
+    *_same(
+        "spread_block",
+        "what is stored by too small a transform is stored over by the right one",
+        r"^t.size == [12] -> true",
+    ),
+    *_same("load_few", "there is one axis, and indices are taken modulo that", r"^axis_w\(0\) ->"),
+    *_same(
+        "load_chunk",
+        "one thread begins at 0",
+        r"chunk.first \+ begin",
+        r"_values \+ begin \* kBlock",
+        one_thread=True,
+    ),
+    *_same("separate_taps", "stride is 1", r"^[123] \* stride -> a"),
+    *_same("separate", "a row more than there are taps, which nobody reads", r"^i < 4; -> 5"),
+    *_same("TapsOut::put", "a vector is sixteen taps", r"^taps \+ tap ->", levels=("avx512",)),
+    *_same(
+        "finish",
+        "channels beyond the vector are stored over in their turn",
+        r"^smaller\(kWidth, g.large_c - c\) -> second",
+    ),
+    *_same(
+        "conv_wgrad_plan",
+        "how many tiles a chunk has, or how much room",
+        r"plan->rows = ",
+        r"int64_t small = 1, large = 1, most = 1",
+        r"pass < t -> one step less: for",
+        r"most = larger\(most, t.tiles",
+        r"^few -> false",
+        r"small = larger\(small",
+    ),
+    *_same(
+        "conv_wgrad_(chunk|multiply)",
+        "the one value of few channels has one term, number 0",
+        r"^(call.)?plan.form [!=]= ConvForm::few -> (true|false)",
     ),
 )
 """The mutants that change no result; found by the first rule that covers them."""

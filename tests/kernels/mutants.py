@@ -41,8 +41,8 @@ SOURCES = {
         "Axis::all_outputs",
         "Tiling::max_values",
     ),
+    "leaky.h": ("Leaky::Leaky", "Leaky::operator()"),
     "conv_load.h": (
-        "leaky",
         "AffineLeaky::apply",
         "AffineLeaky::one",
         "TwoTensor::apply",
