@@ -20,16 +20,15 @@ from torch import Tensor
 from genimg.kernels.triton import moments
 from genimg.kernels.triton.convolution import Convolution
 from genimg.kernels.triton.epilogue import (
-    AFFINE,
     LEAKY,
     NONE,
     RELU,
     SIGMOID,
-    SIGN,
     SUMS,
     TANH,
     Epilogue,
     activate,
+    gate,
     write_tile,
 )
 from genimg.kernels.triton.geometry import as_pixels
@@ -307,7 +306,7 @@ class _Backward:
                 rows,
                 block.slope,
                 ACTIVATION=block.curve,
-                GATE=AFFINE if block.norm else SIGN,
+                GATE=gate(bool(block.norm), block.slope),
                 num_warps=NUM_WARPS,
                 **tile,
             )
@@ -318,7 +317,7 @@ class _Backward:
         before, raw = self.blocks[b - 1], self.raws[b - 1]
         epilogue = Epilogue(
             slope=before.slope,
-            gate=AFFINE if before.norm else SIGN,
+            gate=gate(bool(before.norm), before.slope),
             gate_y=raw,
             gate_coef=self.coef(b - 1),
         )

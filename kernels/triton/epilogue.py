@@ -6,7 +6,8 @@
 - ``gate``: the tile is the gradient of an activation ``leaky(z)``; stored is
   ``dz = z > 0 ? tile : slope tile``, with ``z`` from the raw ``y`` that lies where the tile goes
   (``affine``: ``z = scale (y - mean) + shift``; ``sign``: ``z`` has ``y``'s sign), and per tile and
-  channel the sums of ``dz`` and of ``dz (y - mean)``
+  channel the sums of ``dz`` and of ``dz (y - mean)``; ``affine_relu`` and ``sign_relu`` serve
+  a slope of 0, which masks: a product with 0 would make NaN of an infinite gradient
 
 ``moments.py`` puts the tiles' rows together.
 """
@@ -20,10 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from genimg.kernels.triton.elementary import leaky
-
 NONE, LEAKY, RELU, TANH, SIGMOID = "none", "leaky", "relu", "tanh", "sigmoid"
-AFFINE, SIGN = "affine", "sign"
+AFFINE, SIGN, AFFINE_RELU, SIGN_RELU = "affine", "sign", "affine_relu", "sign_relu"
 MOMENTS, SUMS = 3, 2
 """Planes of a tile's partial result: count, mean, squares; or the two sums."""
 
@@ -56,6 +55,13 @@ class Epilogue(NamedTuple):
         if not planes:
             return None
         return torch.empty(planes, rows, columns, dtype=torch.float32, device=like.device)
+
+
+def gate(normed: bool, slope: float) -> str:
+    """The gate of an activation of this slope below zero, behind a norm or not."""
+    if slope == 0:
+        return AFFINE_RELU if normed else SIGN_RELU
+    return AFFINE if normed else SIGN
 
 
 @triton.jit
@@ -116,13 +122,16 @@ def write_tile(
     if GATE != "none":
         y = tl.load(gate_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         z = y
-        if GATE == "affine":
+        if GATE == "affine" or GATE == "affine_relu":
             mean = tl.load(coef_ptr + channel, mask=known, other=0.0)
             scale = tl.load(coef_ptr + channels + channel, mask=known, other=0.0)
             shift = tl.load(coef_ptr + 2 * channels + channel, mask=known, other=0.0)
             y -= mean[None, :]
             z = y * scale[None, :] + shift[None, :]
-        tile = leaky(z, tile, slope)
+        if GATE == "affine_relu" or GATE == "sign_relu":
+            tile = tl.where(z <= 0, 0.0, tile)
+        else:
+            tile = tl.where(z > 0, tile, tile * slope)
     stored = tile.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + offsets, stored, mask=inside)
     # What is known of the values is of those that the next kernel reads.
