@@ -20,6 +20,7 @@ from typing import Any
 from machines import MACHINES, Machine
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests/kernels"))
 IMAGES = 8
 
 
@@ -55,6 +56,7 @@ def model_cases() -> list[Any]:
 
 def work(everything: bool) -> int:
     """In the process that pretends: one line for each row that fails, and the number of rows."""
+    import cpu_cases
     import torch
 
     from genimg import _native, ops
@@ -70,6 +72,7 @@ def work(everything: bool) -> int:
     rows = []
     for op in OPS.values():
         cases = [case for case in op.cases if not case.slow and (everything or not case.speed)]
+        cases += cpu_cases.CASES.get(op.name, ())
         rows += [check_case(op, case, "cpu", dtype, "cpu") for case in cases for dtype in DTYPES]
     stack = OPS["conv_stack"]
     rows += [check_case(stack, case, "cpu", torch.float32, "cpu") for case in model_cases()]

@@ -205,31 +205,6 @@ CASES = (
         ("weight", "bias"),
     ),
     Case(
-        "weight_not_finite_first",
-        "Inf in the weight's first tap, and nowhere else",
-        with_values(
-            _make((2, 16, 14, 14), (32, 16, 4, 4)), (0, 0, 0, 0, float("inf")), of="weight"
-        ),
-        call(stride=2, padding=1),
-        _ALL,
-    ),
-    Case(
-        "weight_not_finite_last",
-        "NaN in its last one",
-        with_values(
-            _make((2, 16, 14, 14), (32, 16, 4, 4)), (31, 15, 3, 3, float("nan")), of="weight"
-        ),
-        call(stride=2, padding=1),
-        _ALL,
-    ),
-    Case(
-        "few_channels_weight_not_finite",
-        "Inf in the first tap, which padding must not meet",
-        with_values(_make((2, 3, 10, 14), (20, 3, 4, 4)), (0, 0, 0, 0, float("inf")), of="weight"),
-        call(stride=2, padding=1),
-        _ALL,
-    ),
-    Case(
         "k4s2p1_channels_last",
         "the output keeps the memory format",
         _make((2, 6, 8, 10), (4, 6, 4, 4)),

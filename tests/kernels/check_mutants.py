@@ -38,7 +38,7 @@ KERNELS = ROOT / "kernels/cpu"
 WORK = ROOT / "build/mutants"
 OPS = ("conv2d", "conv_transpose2d", "conv_stack")
 SECONDS = 5  # of computing, after which a case does not end
-ROOM = 1 << 30  # bytes that a mutant may ask for
+ROOM = 1 << 28  # bytes that a mutant may ask for
 
 
 def run(command: list[str], **options: Any) -> str:
@@ -124,6 +124,7 @@ class Worker:
     """In a child process whose genimg is the mutated copy: tries mutants one after the other."""
 
     def __init__(self, threads: int) -> None:
+        import cpu_cases
         import torch
 
         from genimg import _native, backends
@@ -145,7 +146,7 @@ class Worker:
         self.places: dict[str, bytes] = {}
         for dtype in (torch.float32, torch.bfloat16):
             for op in (backends.OPS[name] for name in OPS):
-                for case in op.cases:
+                for case in (*op.cases, *cpu_cases.CASES.get(op.name, ())):
                     if not (case.speed or case.slow):
                         self.add(op, case, dtype)
 

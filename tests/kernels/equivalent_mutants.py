@@ -98,6 +98,13 @@ RULES = (
         r"^outlet\[1\] -> 0",
     ),
     *_same("gathered_down", "how many values there is room for", r"^axes\[0\] -> 1"),
+    # leaky.h
+    *_same(
+        "Leaky::operator\\(\\)",
+        "of single pixels, whose gate is the value: 0 is 0 on either side, and the rest is finite",
+        r"^relu -> false: if \(relu\) return gate <= 0 \?",
+        r"^gate (<= 0 -> a < b|> 0 -> a >= b): ",
+    ),
     # conv_load.h
     *_same(
         "find_patch",

@@ -1,0 +1,75 @@
+"""Cases of the convolutions that concern the CPU kernels alone, beside those of genimg.reference.
+
+A weight that is not finite meets zeros of the padding in a kernel of direct sums, and in some of
+PyTorch's own: where the NaN of that stands is not one answer. The CPU kernels leave such a call to
+PyTorch, and must see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from genimg.reference.conv2d import _ALL, call, convolution, with_values
+from genimg.testing import Case, Tensors, integers
+
+INF, NAN = float("inf"), float("nan")
+
+
+def _down(x: tuple[int, ...], weight: tuple[int, ...]) -> Callable[..., Tensors]:
+    return convolution(x, weight, weight[0])
+
+
+def _up(x: tuple[int, ...], weight: tuple[int, ...]) -> Callable[..., Tensors]:
+    return convolution(x, weight, weight[1])
+
+
+CASES: dict[str, tuple[Case, ...]] = {
+    "conv2d": (
+        Case(
+            "weight_not_finite_first",
+            "Inf in the weight's first tap, and nowhere else",
+            with_values(_down((2, 16, 14, 14), (32, 16, 4, 4)), (0, 0, 0, 0, INF), of="weight"),
+            call(stride=2, padding=1),
+            _ALL,
+        ),
+        Case(
+            "weight_not_finite_last",
+            "NaN in its last one",
+            with_values(_down((2, 16, 14, 14), (32, 16, 4, 4)), (31, 15, 3, 3, NAN), of="weight"),
+            call(stride=2, padding=1),
+            _ALL,
+        ),
+        Case(
+            "few_channels_weight_not_finite",
+            "Inf in the first tap, which padding must not meet",
+            with_values(_down((2, 3, 10, 14), (20, 3, 4, 4)), (0, 0, 0, 0, INF), of="weight"),
+            call(stride=2, padding=1),
+            _ALL,
+        ),
+        Case(
+            "few_channels_chunks",
+            "more pixels than the weight's gradient takes at once",
+            convolution((5, 3, 32, 32), (1024, 3, 4, 4), 1024, partial(integers, limit=1)),
+            call(stride=2, padding=1),
+            ("weight",),
+            exact=True,
+        ),
+    ),
+    "conv_transpose2d": (
+        Case(
+            "weight_not_finite",
+            "Inf in the weight's first tap, and nowhere else",
+            with_values(_up((6, 6, 9, 9), (6, 16, 4, 4)), (0, 0, 0, 0, INF), of="weight"),
+            call(stride=2, padding=1),
+            _ALL,
+        ),
+        Case(
+            "few_channels_weight_not_finite",
+            "Inf in the first tap",
+            with_values(_up((2, 20, 5, 7), (20, 3, 4, 4)), (0, 0, 0, 0, INF), of="weight"),
+            call(stride=2, padding=1),
+            _ALL,
+        ),
+    ),
+}
