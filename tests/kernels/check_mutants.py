@@ -31,7 +31,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from equivalent_mutants import RULES, Rule  # noqa: E402
-from machines import MACHINES, Machine  # noqa: E402
+from machines import ISAS, MACHINES, Machine  # noqa: E402
 from mutants import Mutant, generate  # noqa: E402
 
 KERNELS = ROOT / "kernels/cpu"
@@ -323,7 +323,8 @@ def main() -> None:
     for rule in stale:
         print(f"a rule of equivalent_mutants.py covers no mutant: {rule}")
     possible = [machine for machine in MACHINES if not machine.missing()]
-    chosen = possible if options.all else [possible[-2]]
+    best = max(possible, key=lambda machine: (ISAS.index(machine.isa), machine.threads))
+    chosen = possible if options.all else [best]
     if options.machine:
         chosen = [machine for machine in possible if machine.name in options.machine]
     levels = build(list(dict.fromkeys(machine.isa for machine in chosen)), files)
