@@ -105,7 +105,7 @@ if _native.available():
 
     @torch.library.register_fake("genimg::leaky_relu_bwd")
     def _(grad_y: Tensor, x: Tensor, negative_slope: float) -> Tensor:
-        if x.is_contiguous() and grad_y.is_contiguous():
+        if x.is_contiguous() and grad_y.is_contiguous() and x.device == grad_y.device:
             return torch.empty_like(x, memory_format=torch.contiguous_format)
         return torch.ops.aten.leaky_relu_backward(grad_y, x, negative_slope, False)
 

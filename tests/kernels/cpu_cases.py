@@ -1,8 +1,8 @@
 """Cases of the convolutions that concern the CPU kernels alone, beside those of genimg.reference.
 
 A weight that is not finite meets zeros of the padding in a kernel of direct sums, and in some of
-PyTorch's own: where the NaN of that stands is not one answer. The CPU kernels leave such a call to
-PyTorch, and must see it.
+PyTorch's own: where the NaN of that stands is not one answer, and a huge one is Inf in float16. The
+CPU kernels leave such a call to PyTorch, and must see it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from genimg.reference.conv2d import _ALL, call, convolution, with_values
+from genimg.reference.conv2d import _ALL, call, convolution, with_huge_values, with_values
 from genimg.testing import Case, Tensors, integers
 
 INF, NAN = float("inf"), float("nan")
@@ -26,6 +26,13 @@ def _up(x: tuple[int, ...], weight: tuple[int, ...]) -> Callable[..., Tensors]:
 
 CASES: dict[str, tuple[Case, ...]] = {
     "conv2d": (
+        Case(
+            "huge_weight",
+            "differences of taps would overflow, and so would the image's gradient",
+            with_huge_values(_down((2, 12, 14, 14), (16, 12, 4, 4)), "weight", "x"),
+            call(stride=2, padding=1),
+            ("weight", "bias"),
+        ),
         Case(
             "weight_not_finite_first",
             "Inf in the weight's first tap, and nowhere else",
@@ -57,6 +64,13 @@ CASES: dict[str, tuple[Case, ...]] = {
         ),
     ),
     "conv_transpose2d": (
+        Case(
+            "huge_weight",
+            "differences of taps would overflow, and so would the image's gradient",
+            with_huge_values(_up((6, 6, 9, 9), (6, 16, 4, 4)), "weight", "x"),
+            call(stride=2, padding=1),
+            ("weight", "bias"),
+        ),
         Case(
             "weight_not_finite",
             "Inf in the weight's first tap, and nowhere else",
