@@ -57,7 +57,7 @@ def test_a_wrong_result_costs_no_other_its_row(
     rows = {line.split()[0]: line.split() for line in lines if " case " in line}
     assert rows["off"][2:6] == ["reference", "-", "-", "WRONG"]
     assert rows["off"][6] == "1.0e-02"
-    assert rows["broken"][2:] == ["reference", "-", "-", "FAILED", "-", "-"]
+    assert rows["broken"][2:] == ["reference", "-", "-", "FAILED", "-", "-", "-"]
     assert rows["good"][7].endswith("x")
     closing = [line for line in lines if line.startswith("FAILED: ")]
     assert re.match("FAILED: off case on reference: (y|grad_x) is off by .*, .*", closing[0])

@@ -142,8 +142,7 @@ def write_tile(
         deviation = tl.where(inside, values - mean[None, :], 0.0)
         # What rounding has left of the mean, in the values about it.
         rest = tl.sum(deviation, 0) / tl.maximum(count, 1.0)
-        squares = tl.sum(deviation * deviation, 0)
-        squares -= tl.where(squares < float("inf"), count * rest * rest, 0.0)  # not Inf - Inf
+        squares = tl.sum(deviation * deviation, 0) - count * rest * rest
         tl.store(partial, tl.zeros_like(mean) + count, mask=known)
         tl.store(partial + plane, mean + rest, mask=known)
         tl.store(partial + 2 * plane, squares, mask=known)

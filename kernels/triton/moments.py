@@ -55,7 +55,10 @@ def _merge(partial_ptr, first, last, rows, channels, c, BLOCK_ROWS: tl.constexpr
         block_count = tl.sum(counts, 0)
         block_mean = tl.sum(counts * means, 0) / tl.maximum(block_count, 1.0)
         apart = tl.where(inside, means - block_mean[None, :], 0.0)
-        block_squares = tl.sum(tl.load(at + 2 * plane, mask=inside, other=0.0), 0)
+        tile_squares = tl.load(at + 2 * plane, mask=inside, other=0.0)
+        # Where a tile's squares overflowed, it took Inf from Inf; its mean is finite all the same.
+        overflowed = (tile_squares != tile_squares) & (means - means == 0.0)
+        block_squares = tl.sum(tl.where(overflowed, float("inf"), tile_squares), 0)
         block_squares += tl.sum(counts * apart * apart, 0)
         # What rounding has left of the mean, in the values about it.
         rest = tl.sum(counts * apart, 0) / tl.maximum(block_count, 1.0)

@@ -161,7 +161,7 @@ FAULTS = (
     _stack(
         "statistics_without_the_merge_of_blocks",
         "moments",
-        "squares += block_squares + delta * delta * count * share",
+        "squares += block_squares + delta * (delta * (count * share))",
         "squares += block_squares",
     ),
     _stack(
@@ -203,15 +203,15 @@ FAULTS = (
     _norm("biased_variance_kept", "(m2 / (size - 1))", "(m2 / size)", "primes"),
     _norm(
         "sign_of_x_in_place_of_z",
-        "dz = tl.where(_affine(x, mean, scale, bias) > 0, grad, grad * negative_slope)",
-        "dz = tl.where(x > 0, grad, grad * negative_slope)",
+        "dz = leaky(_affine(x, mean, scale, bias), grad, negative_slope)",
+        "dz = leaky(x, grad, negative_slope)",
         "channels_last",
     ),
-    _norm("dz_sum_left_out", "+ (x - mean) * slope + offset", "+ (x - mean) * slope", "primes"),
+    _norm("dz_sum_left_out", "+= (x - mean) * slope + offset", "+= (x - mean) * slope", "primes"),
     _norm(
         "gradient_of_the_statistics_left_out",
-        "grad_x = scale * dz + (x - mean) * slope + offset",
-        "grad_x = scale * dz",
+        "grad_x += (x - mean) * slope + offset",
+        "grad_x += 0.0 * slope",
         "channels_last",
     ),
     _norm(
