@@ -119,13 +119,22 @@ def emulated(
     """``backend="cuda"`` of an op takes CPU tensors, by its own ``why_not``, to the emulator.
 
     ``precision`` is what torch's switch for convolutions of float32 says; its default is "tf32".
+    Calls after the first backward run under one schedule.
     """
     entry = OPS[op]
     impl = entry.by_backend["cuda"]
     schedules = list(emulator.schedules())[-1 if one_schedule else 0 :]
     fwd, bwd = _under_every(schedules, impl.fwd), _under_every(schedules, impl.bwd)
+
+    def first_bwd(*args: Any) -> Any:
+        grads = bwd(*args)
+        del schedules[:-1]
+        return grads
+
     with monkeypatch.context() as patch:
-        patch.setitem(entry.by_backend, "cuda", replace(impl, devices=("cpu",), fwd=fwd, bwd=bwd))
+        patch.setitem(
+            entry.by_backend, "cuda", replace(impl, devices=("cpu",), fwd=fwd, bwd=first_bwd)
+        )
         patch.setattr(_native, "_why_not_cuda", None)
         switch, asked = torch.backends.cudnn.conv, torch.backends.cudnn.conv.fp32_precision
         switch.fp32_precision = precision

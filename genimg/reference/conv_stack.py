@@ -353,18 +353,6 @@ CASES = (
         change=_minus_infinity,
     ),
     _case(
-        "up_wide",
-        "F(3,2) with statistics: rests of one and two, more than a panel, few channels",
-        (5, 5, 7, 8),
-        (_Layer(_UP, 36), _Layer(_UP, 6), _TANH),
-    ),
-    _case(
-        "up_small_sides",
-        "F(2,2) with statistics: more than 256 pixels of a side of five",
-        (11, 5, 5, 5),
-        (_Layer(_UP, 36), _TANH),
-    ),
-    _case(
         "down_wide",
         "statistics of few channels, then a ReLU in front of few, then more than a panel",
         (2, 3, 28, 20),

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
 from genimg.reference.conv2d import _ALL, call, convolution, with_huge_values, with_values
 from genimg.testing import Case, Tensors, integers
 
+stacks = import_module("genimg.reference.conv_stack")  # not the function of that name
 INF, NAN = float("inf"), float("nan")
 
 
@@ -84,6 +86,21 @@ CASES: dict[str, tuple[Case, ...]] = {
             with_values(_up((2, 20, 5, 7), (20, 3, 4, 4)), (0, 0, 0, 0, INF), of="weight"),
             call(stride=2, padding=1),
             _ALL,
+        ),
+    ),
+    # Large for a checker or an interpreter, which have no such forms.
+    "conv_stack": (
+        stacks._case(
+            "up_wide",
+            "F(3,2) with statistics: rests of one and two, more than a panel, few channels",
+            (5, 5, 7, 8),
+            (stacks._Layer(stacks._UP, 36), stacks._Layer(stacks._UP, 6), stacks._TANH),
+        ),
+        stacks._case(
+            "up_small_sides",
+            "F(2,2) with statistics: more than 256 pixels of a side of five",
+            (11, 5, 5, 5),
+            (stacks._Layer(stacks._UP, 36), stacks._TANH),
         ),
     ),
 }
