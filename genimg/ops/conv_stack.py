@@ -243,7 +243,7 @@ class _ConvStack(torch.autograd.Function):
         for b in range(count):
             norm, activation = layout[0][9 * b + 7 : 9 * (b + 1)]
             slope = layout[1][2 * b + 1]
-            if activation != 1 or (norm and slope == 1):
+            if activation != _LEAKY or (norm and slope == 1):
                 continue
             if norm:
                 gamma, beta = trained[TRAINED * b + 2 : TRAINED * (b + 1)]
