@@ -87,8 +87,8 @@ class BatchNormAct2d(FusedSequential):
 
     It is a Sequential of a :class:`genimg.nn.BatchNorm2d`, ``layer[0]``, and an activation,
     ``layer[1]``, with a Sequential's ``state_dict`` keys; ``load_state_dict`` takes those of a lone
-    BatchNorm2d as well. It is no BatchNorm2d by ``isinstance``: tools that look for batch norms find
-    the one inside, and the activation stays.
+    BatchNorm2d as well. It is no BatchNorm2d by ``isinstance``: tools that look for batch norms
+    find the one inside, and the activation stays.
     ``SyncBatchNorm.convert_sync_batchnorm`` puts a SyncBatchNorm before the activation,
     ``swa_utils.update_bn`` and code that freezes batch norms reach its statistics, and
     ``fuse_conv_bn_eval`` takes ``layer[0]`` and raises AttributeError for ``layer``.
