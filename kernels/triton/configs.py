@@ -117,7 +117,7 @@ _BLACKWELL: _Table = {
         ),
         weight=(*_ROOMY[HALF].weight[:2], Tile(128, 128, 64, 8, 2)),
         image_few=(Tile(64, 16, 32, 4, 4), Tile(128, 64, 64, 4, 2)),
-        image_more=(Tile(64, 16, 32, 4, 4), Tile(64, 128, 64, 4, 3)),
+        image_more=(Tile(64, 16, 32, 4, 3), Tile(64, 128, 64, 4, 3)),
     ),
     TF32: _ROOMY[TF32]._replace(image=(Tile(128, 16, 32, 8, 4), *_ROOMY[TF32].image[1:])),
     IEEE: _IEEE._replace(
