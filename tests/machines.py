@@ -55,7 +55,7 @@ class Machine:
 
     def __str__(self) -> str:
         return (
-            f"{self.name:<16}{self.isa:<9} oneDNN {self.onednn:<17} ATen {self.aten:<8}"
+            f"{self.name:<18}{self.isa:<9} oneDNN {self.onednn:<17} ATen {self.aten:<8}"
             f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         )
 

@@ -151,6 +151,8 @@ def test_casts():
         y, expected = model(x), plain(x)
         assert y.dtype == expected.dtype
         torch.testing.assert_close(y, expected, rtol=0.1, atol=0.1)
+    # The running statistics are as far apart as two bfloat16 sums may be.
+    model.load_state_dict(plain.state_dict())
     model.to(memory_format=torch.channels_last)
     plain.to(memory_format=torch.channels_last)
     assert_same(model, plain, (2, 3, 16, 16))
