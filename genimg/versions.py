@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 TESTED: dict[str, tuple[tuple[int, int], ...]] = {
-    "Python": ((3, 11), (3, 14)),
-    "torch": ((2, 11), (2, 13), (2, 15)),
+    "Python": ((3, 10), (3, 11), (3, 12), (3, 13), (3, 14)),
+    "torch": ((2, 11), (2, 12), (2, 13), (2, 14), (2, 15)),
     "Triton": ((3, 6), (3, 7), (3, 8), (3, 9)),
 }
 """Package -> (major, minor) of its tested releases, the oldest first; docs/building.md has how."""

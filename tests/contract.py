@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -35,12 +36,25 @@ def small_cases(op: str) -> list[Any]:
     ]
 
 
+# A convolution takes seconds where the emulator or the interpreter runs its kernel. In float16 it
+# computes what it does in bfloat16; what may differ is what float16's range ends.
+_RANGE = re.compile(r"k4s2p1_primes|generator|huge|large_mean|infinit|not_finite|saturated")
+
+
+def is_worth_emulating(op: str, case: Case, dtype: torch.dtype) -> bool:
+    """Whether a kernel that does not run on this machine's own hardware is tested in the dtype."""
+    return dtype != torch.float16 or not op.startswith("conv") or bool(_RANGE.search(case.name))
+
+
 def assert_case(op: str, case: Case, dtype: torch.dtype) -> None:
     """Every backend of this machine that serves the case keeps the tolerance rule; one must."""
     entry = OPS[op]
     served = []
     for device in devices():
         for backend in BACKENDS:
+            is_interpreted = backend == "triton" and device == "cpu"
+            if is_interpreted and not is_worth_emulating(op, case, dtype):
+                continue
             try:
                 errors = entry.compare(case, backend, dtype, device)
             except BackendError:
@@ -76,7 +90,8 @@ def assert_derivatives(op: str, case: Case) -> None:
     """First and second derivatives against finite differences, in float64."""
     leaves, function = tensors_and_function(op, case, torch.float64)
     assert torch.autograd.gradcheck(function, leaves)
-    assert torch.autograd.gradgradcheck(function, leaves)
+    # In one random direction of the inputs: of all there are thousands.
+    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
 
 
 def assert_compiles(op: str, case: Case, backend: str | None = None) -> None:

@@ -114,7 +114,7 @@ def emulated(
     op: str,
     monkeypatch: pytest.MonkeyPatch,
     precision: str = "ieee",
-    one_schedule: bool = False,
+    most_schedules: int = len(emulator.SCHEDULES),
 ) -> Iterator[None]:
     """``backend="cuda"`` of an op takes CPU tensors, by its own ``why_not``, to the emulator.
 
@@ -123,7 +123,7 @@ def emulated(
     """
     entry = OPS[op]
     impl = entry.by_backend["cuda"]
-    schedules = list(emulator.schedules())[-1 if one_schedule else 0 :]
+    schedules = list(emulator.schedules())[-most_schedules:]
     fwd, bwd = _under_every(schedules, impl.fwd), _under_every(schedules, impl.bwd)
 
     def first_bwd(*args: Any) -> Any:
