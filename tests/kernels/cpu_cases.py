@@ -91,6 +91,22 @@ CASES: dict[str, tuple[Case, ...]] = {
     # Large for a checker or an interpreter, which have no such forms.
     "conv_stack": (
         stacks._case(
+            "down_wide",
+            "statistics of few channels, then a ReLU in front of few, then more than a panel",
+            (2, 3, 28, 20),
+            (
+                stacks._Layer(stacks._DOWN, 6, negative_slope=0.0),
+                stacks._Layer(stacks._DOWN, 36),
+                stacks._Layer(stacks._DOWN, 10),
+            ),
+        ),
+        stacks._case(
+            "large_mean",
+            "statistics about a mean that is 1000 times the deviation",
+            (2, 4, 28, 20),
+            (stacks._Layer(stacks._DOWN, 12, shift=1000.0), stacks._Layer(stacks._DOWN, 9)),
+        ),
+        stacks._case(
             "up_wide",
             "F(3,2) with statistics: rests of one and two, more than a panel, few channels",
             (5, 5, 7, 8),
