@@ -114,16 +114,17 @@ def emulated(
     op: str,
     monkeypatch: pytest.MonkeyPatch,
     precision: str = "ieee",
-    most_schedules: int = len(emulator.SCHEDULES),
+    most_schedules: int | None = None,
 ) -> Iterator[None]:
     """``backend="cuda"`` of an op takes CPU tensors, by its own ``why_not``, to the emulator.
 
     ``precision`` is what torch's switch for convolutions of float32 says; its default is "tf32".
-    Calls after the first backward run under one schedule.
+    Calls run under the last ``most_schedules`` schedules, all by default; after the first backward,
+    under one.
     """
     entry = OPS[op]
     impl = entry.by_backend["cuda"]
-    schedules = list(emulator.schedules())[-most_schedules:]
+    schedules = list(emulator.schedules())[-(most_schedules or 0) :]
     fwd, bwd = _under_every(schedules, impl.fwd), _under_every(schedules, impl.bwd)
 
     def first_bwd(*args: Any) -> Any:

@@ -353,8 +353,14 @@ CASES = (
         change=_minus_infinity,
     ),
     _case(
+        "large_mean",
+        "statistics about a mean that is 1000 times the deviation, of several tiles",
+        (2, 4, 20, 16),
+        (_Layer(_DOWN, 12, shift=1000.0),),
+    ),
+    _case(
         "large_mean_few_pixels",
-        "statistics about a mean that is 1000 times the deviation, of few pixels",
+        "the same, of the form for few pixels",
         (2, 4, 4, 4),
         (_Layer(_UP, 12, shift=1000.0), _TANH),
     ),

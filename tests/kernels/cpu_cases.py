@@ -101,8 +101,8 @@ CASES: dict[str, tuple[Case, ...]] = {
             ),
         ),
         stacks._case(
-            "large_mean",
-            "statistics about a mean that is 1000 times the deviation",
+            "large_mean_wide",
+            "statistics about a mean that is 1000 times the deviation, in two layers",
             (2, 4, 28, 20),
             (stacks._Layer(stacks._DOWN, 12, shift=1000.0), stacks._Layer(stacks._DOWN, 9)),
         ),

@@ -6,7 +6,7 @@ from importlib import import_module
 import emulator
 import pytest
 import torch
-from contract import is_worth_emulating, small_cases
+from contract import is_emulated, small_cases
 from emulated_ops import emulated, launches, run
 
 from genimg.backends import OPS, BackendError
@@ -21,16 +21,16 @@ CASES = [
     for op in OPERATORS
     for case in small_cases(op)
     for dtype in DTYPES
-    if is_worth_emulating(op, *case.values, dtype)
+    if is_emulated(op, *case.values, dtype)
 ]
-# The half dtypes order their accesses alike, and differ from float32 in the width of a vector.
-MOST_SCHEDULES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 1}
+# float32 under all. bfloat16 differs in the width of a vector, float16 from it in rounding alone.
+MOST_SCHEDULES = {torch.bfloat16: 2, torch.float16: 1}
 
 
 @pytest.mark.parametrize(("op", "case", "dtype"), CASES)
 def test_case(op, case, dtype, monkeypatch):
     entry = OPS[op]
-    with emulated(op, monkeypatch, most_schedules=MOST_SCHEDULES[dtype]):
+    with emulated(op, monkeypatch, most_schedules=MOST_SCHEDULES.get(dtype)):
         try:
             errors = entry.compare(case, "cuda", dtype)
         except BackendError as refusal:

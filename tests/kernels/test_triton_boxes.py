@@ -108,10 +108,6 @@ def noise(*shape, seed):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-def integers(*shape, seed):
-    return noise(*shape, seed=seed).mul(2).round()
-
-
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -123,10 +119,9 @@ def integers(*shape, seed):
 def test_as_by_pointers_to_the_bit(name, dtype, boxed, monkeypatch):
     """Of integers, which any order of summands adds up alike: NumPy's differs from CPU to CPU."""
     data = Data(*GEOMETRIES[name][:-2])
-    data.weight = integers(*data.weight.shape, seed=0)
     for kernel, x, y in ((FPROP, data.large, data.small), (DGRAD, data.small, data.large)):
-        image = read(integers(*x.shape, seed=1), dtype)
-        raw, coef = integers(*y.shape, seed=2), integers(4, y.shape[1], seed=3)
+        image = read(x, dtype)
+        raw, coef = draw(*y.shape), draw(4, y.shape[1]).float()
         gate = {"gate": "affine", "gate_y": as_pixels(raw.to(dtype)), "gate_coef": coef}
         for epilogue in (Epilogue(statistics=True), Epilogue(slope=0.2, **gate)):
             got, partial = contract(kernel, image, data, epilogue, dtype)

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from contract import (
+    EMULATED_IN_FLOAT16,
     assert_compiles,
     assert_derivatives,
     assert_exports,
@@ -69,6 +70,8 @@ def traced_backend(backend, request):
 
 def test_every_op_is_here():
     assert set(TYPICAL) == set(SMALL) == set(OPS)
+    for op, names in EMULATED_IN_FLOAT16.items():
+        assert set(names) <= {case.name for case in OPS[op].cases}
 
 
 @pytest.mark.parametrize("op", TYPICAL)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -350,10 +349,14 @@ def launched(arguments: Sequence[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
         [str(Path(genimg.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
     )}  # fmt: skip
-    # nohup has SIGHUP ignored, here and in every child.
-    hangup = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(arguments, **pipes, env=environment, preexec_fn=hangup)
+    # A child inherits what is ignored, as SIGHUP is under nohup.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def after_first_checkpoints(process: subprocess.Popen[str], out: Path) -> Path:
