@@ -44,6 +44,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     emulator.sanitized = config.getoption("--sanitized")
+    emulator.thorough = config.getoption("--slow")
     emulator.kernels = config.getoption("--emulated-kernels")
 
 

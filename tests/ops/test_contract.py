@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from contract import (
-    EMULATED_IN_FLOAT16,
+    HALF_PRECISION_CASES,
     assert_compiles,
     assert_derivatives,
     assert_exports,
@@ -70,7 +70,7 @@ def traced_backend(backend, request):
 
 def test_every_op_is_here():
     assert set(TYPICAL) == set(SMALL) == set(OPS)
-    for op, names in EMULATED_IN_FLOAT16.items():
+    for op, names in HALF_PRECISION_CASES.items():
         assert set(names) <= {case.name for case in OPS[op].cases}
 
 

@@ -2,6 +2,8 @@
 // torch.ops.genimg_glue, beside torch.ops.genimg; those for the CPU are left out.
 #pragma once
 
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
 #include <torch/library.h>
 
 #undef TORCH_LIBRARY_FRAGMENT
