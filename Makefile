@@ -16,8 +16,8 @@ SOURCES := CMakeLists.txt setup.py $(wildcard cmake/* csrc/* kernels/cpu/* kerne
 	kernels/cuda/*/*)
 FORMATTED := $(wildcard csrc/*.cpp csrc/*.h kernels/cpu/*.cpp kernels/cpu/*.h kernels/cuda/*.cu \
 	kernels/cuda/*.h kernels/cuda/*/*.h kernels/cuda/*/*.cpp tests/kernels/*.cpp \
-	tests/kernels/emulated/*.cu tests/kernels/emulated/*.cpp tests/kernels/emulated/glue/*.cpp \
-	tests/kernels/emulated/glue/*.h tests/kernels/emulated/glue/*/*/*.h)
+	tests/emulator/kernels/*.cu tests/emulator/kernels/*.cpp tests/emulator/kernels/glue/*.cpp \
+	tests/emulator/kernels/glue/*.h tests/emulator/kernels/glue/*/*/*.h tests/emulator/src/*.h tests/emulator/src/*.cpp)
 NVCC_PACKAGES := $(foreach p,cuda-nvcc cuda-crt nvvm cuda-cccl cuda-runtime,"nvidia-$(p)==13.0.*")
 
 # Tests in as many processes as tests/conftest.py says.
@@ -128,8 +128,8 @@ sanitize:  ## run the tests of the ops under AddressSanitizer and UBSan
 sanitize-cuda: setup  ## run the emulated CUDA kernels under AddressSanitizer and UBSan
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PY) -m pytest --sanitized $(PARALLEL) \
-		tests/kernels/test_cuda_emulated.py tests/kernels/test_simt.py \
-		tests/kernels/test_simt_hopper.py tests/kernels/test_cuda_contracts.py $(ARGS)
+		tests/kernels/test_cuda_emulated.py tests/emulator/tests/test_simt.py \
+		tests/emulator/tests/test_simt_hopper.py tests/kernels/test_cuda_contracts.py $(ARGS)
 
 dist: setup  ## sdist and wheel, into dist/
 	$(PY) -m build --no-isolation

@@ -87,6 +87,13 @@ CASES: dict[str, tuple[Case, ...]] = {
             call(stride=2, padding=1),
             _ALL,
         ),
+        Case(
+            "few_channels_unpadded",
+            "no row lies before an image's first: its outputs take part of fewer",
+            _up((2, 20, 5, 7), (20, 3, 4, 4)),
+            call(stride=2),
+            _ALL,
+        ),
     ),
     # Large for a checker or an interpreter, which have no such forms.
     "conv_stack": (
@@ -99,6 +106,12 @@ CASES: dict[str, tuple[Case, ...]] = {
                 stacks._Layer(stacks._DOWN, 36),
                 stacks._Layer(stacks._DOWN, 10),
             ),
+        ),
+        stacks._case(
+            "down_few_leaky",
+            "a LeakyReLU in front of few channels, and its gate",
+            (2, 3, 28, 20),
+            (stacks._Layer(stacks._DOWN, 3), stacks._Layer(stacks._DOWN, 10)),
         ),
         stacks._case(
             "large_mean_wide",

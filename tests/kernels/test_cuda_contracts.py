@@ -1,16 +1,14 @@
 """What each wrapper of PTX does, as the PTX ISA has it: in the emulator, and on a GPU.
 
-One kernel each (``emulated/contract_*.cu``); the emulated layouts hold for a GPU as far as the
-second half of these has passed there.
+One kernel each (``tests/emulator/kernels/contract_*.cu``); the emulated layouts hold for a GPU as
+far as the second half of these has passed there.
 """
 
-import emulated_conv
 import emulator
-import nvcc_library
 import pytest
 import torch
 import torch.nn.functional as F
-from emulator import SCHEDULES, Read, Write
+from emulator import SCHEDULES, Read, Write, conv, nvcc_library
 
 
 def _emulated(schedule):
@@ -180,7 +178,7 @@ def test_contractions_from_a_halo_on_the_gpu(direction, shape, large_c, dtype):
     function = F.conv2d if direction == "fprop" else F.conv_transpose2d
     expected = function(x.double(), weight.double(), bias.double(), 2, 1)
     got = torch.empty(wanted, dtype=dtype, memory_format=NHWC)
-    geometry = emulated_conv.geometry(shape, large, weight, (2, 2), (1, 1))
+    geometry = conv.geometry(shape, large, weight, (2, 2), (1, 1))
     tensors = (x.to(dtype).contiguous(memory_format=NHWC) for x in (x, weight))
     name = f"{direction}_halo_{NAMES[dtype]}"
     nvcc_library.call(name, Read(geometry), *map(Read, tensors), Read(bias), Write(got))

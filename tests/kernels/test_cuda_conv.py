@@ -1,10 +1,9 @@
 """The convolutions' CUDA kernels beyond the ops' cases: every tile, every epilogue, many pieces."""
 
-import emulated_conv as conv
 import pytest
 import torch
 import torch.nn.functional as F
-from emulator import last_kernel, library, statistics
+from emulator import conv, last_kernel, library, statistics
 
 from genimg.testing import integers
 

@@ -3,11 +3,10 @@
 import ctypes
 from dataclasses import dataclass
 
-import emulated_conv as conv
 import pytest
 import torch
 import torch.nn.functional as F
-from emulator import NAMES, Read, Update, Write, last_kernel, launch, library
+from emulator import NAMES, Read, Update, Write, conv, last_kernel, launch, library
 from torch import Tensor
 
 from genimg.testing import judge

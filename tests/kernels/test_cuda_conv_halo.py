@@ -3,11 +3,10 @@
 Their prologues, gates and sums are tested in ``test_cuda_conv_fused``.
 """
 
-import emulated_conv as conv
 import pytest
 import torch
 import torch.nn.functional as F
-from emulator import library, statistics
+from emulator import conv, library, statistics
 
 from genimg.testing import integers, judge
 

@@ -5,7 +5,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from emulated_ops import emulated, last_kernel
+from emulator.ops import emulated, last_kernel
 
 from genimg.backends import OPS
 from genimg.ops import Activation, BatchNorm, ConvBlock, Direction, conv_stack

@@ -7,7 +7,7 @@ import emulator
 import pytest
 import torch
 from contract import is_emulated, small_cases
-from emulated_ops import emulated, launches, run
+from emulator.ops import emulated, launches, run
 
 from genimg.backends import OPS, BackendError
 

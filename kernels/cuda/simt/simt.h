@@ -1,5 +1,5 @@
 // What a kernel file includes: the dialect in which genimg's CUDA kernels are written, so that the
-// same source runs on a GPU and, in tests, on the CPU under a checker (docs/emulation.md).
+// same source runs on a GPU and, in tests, on the CPU under a checker (tests/emulator/README.md).
 //
 // Under nvcc everything here is a thin wrapper at no cost.
 #pragma once

@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU, every access checked: builds and calls them (docs/emulation.md)."""
+"""Builds and calls the CUDA kernels on the CPU, every access checked (README.md)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
-SOURCES = ROOT / "tests/kernels/emulated"
+ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "tests/emulator/kernels"
 
 sanitized = False
 """Whether the kernels are built for AddressSanitizer and UBSan; pytest's --sanitized sets it."""
@@ -110,11 +110,11 @@ def build(folder: Path, target: str) -> None:
 
 @cache
 def library(name: str) -> ctypes.CDLL:
-    """A target of tests/kernels/emulated: kernels, kernels with mistakes, or csrc/ around them."""
+    """A target of tests/emulator/kernels: kernels, kernels with mistakes, or csrc/ around them."""
     # csrc/ is compiled against this torch.
     kind = f"{sys.implementation.cache_tag}-torch{torch.__version__}"
     folder = ROOT / "build" if kernels is None else kernels.parent
-    folder /= f"emulated{'-sanitized' if sanitized else ''}-{kind}"
+    folder /= f"emulator{'-sanitized' if sanitized else ''}-{kind}"
     build(folder, name)
     loaded = ctypes.CDLL(str(folder / f"lib{name}.so"))
     loaded.simt_error.restype = loaded.simt_kernel.restype = ctypes.c_char_p
@@ -152,9 +152,9 @@ def set_schedule(lib: ctypes.CDLL, schedule: Schedule) -> None:
 def schedules() -> tuple[Schedule, ...]:
     """The schedules that a kernel runs under.
 
-    Races are found by the order that barriers give, under any schedule. Two that differ in the order
-    of threads and in when copies land show most of what else depends on it; the sanitizers see no
-    more in several.
+    Races are found by the order that barriers give, under any schedule. Two that differ in the
+    order of threads and in when copies land show most of what else depends on it; the sanitizers
+    see no more in several.
     """
     if sanitized:
         return SCHEDULES[-1:]

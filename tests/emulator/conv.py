@@ -6,8 +6,9 @@ import ctypes
 from typing import Any
 
 import torch
-from emulator import NAMES, Read, Write, launch, library
 from torch import Tensor
+
+from emulator import NAMES, Read, Write, launch, library
 
 ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid")
 PRECISIONS = ("float", "tf32")

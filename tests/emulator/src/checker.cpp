@@ -1,5 +1,5 @@
 // Every access of a kernel comes here: bounds, initialisation, and whether it is ordered after the
-// accesses that it conflicts with (docs/emulation.md has the rules).
+// accesses that it conflicts with (tests/emulator/README.md has the rules).
 #include "shadow.h"
 
 #include <algorithm>

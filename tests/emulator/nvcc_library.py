@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from emulator import ROOT, SOURCES, Read, Update, Write
 
 NAMES = (
@@ -58,6 +59,7 @@ def build(arch: str) -> Path:
         f"-DSIMT_WAIT_LIMIT={1 << 20}",
     ]
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}", "-I", ROOT / "kernels/cuda/simt"]
+    command += ["-I", ROOT / "tests/emulator/src"]
     command += ["-o", target, *KERNELS]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

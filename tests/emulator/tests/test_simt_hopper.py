@@ -1,6 +1,6 @@
 """The emulator on Hopper's instructions: right kernels pass, each planted bug is found and named.
 
-The numbers of the bugs are those of ``docs/emulation.md``.
+The numbers of the bugs are those of ``tests/emulator/README.md``.
 """
 
 import ctypes

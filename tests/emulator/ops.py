@@ -1,4 +1,4 @@
-"""The CUDA kernels as a backend of the ops: csrc/'s own glue, on CPU tensors (docs/emulation.md).
+"""The CUDA kernels as a backend of the ops: csrc/'s own glue, on CPU tensors (README.md).
 
 Every call runs under every schedule, and all must give the same bits.
 """
@@ -12,12 +12,12 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import emulator
 import pytest
 import torch
-from emulator import Schedule, assert_same_bits
 from torch import Tensor
 
+import emulator
+from emulator import Schedule, assert_same_bits
 from genimg import _native
 from genimg.backends import OPS
 

@@ -69,7 +69,8 @@ std::string shortened(const std::string& path) {
 }
 
 bool is_of_the_shim(const std::string& file) {
-  return file.find("cuda/simt/") != std::string::npos || file.find("??") != std::string::npos ||
+  return file.find("cuda/simt/") != std::string::npos ||
+         file.find("emulator/src/") != std::string::npos || file.find("??") != std::string::npos ||
          file.find("/include/c++/") != std::string::npos;
 }
 

@@ -1,4 +1,4 @@
-// The contractions' kernels for Hopper by themselves, for tests/nvcc_library.py: an op takes
+// The contractions' kernels for Hopper by themselves, for tests/emulator/nvcc_library.py: an op takes
 // another where they do not serve.
 #include "../../../kernels/cuda/conv_dgrad_halo.h"
 #include "../../../kernels/cuda/conv_fprop_halo.h"

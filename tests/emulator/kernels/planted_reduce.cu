@@ -1,5 +1,5 @@
 // A sum over blocks and a staged affine map, right with bug = 0, each other number one mistake. The
-// numbers are those of docs/emulation.md.
+// numbers are those of tests/emulator/README.md.
 #include "simt.h"
 #include "testing.h"
 

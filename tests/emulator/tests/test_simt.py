@@ -1,12 +1,13 @@
 """The emulator: right kernels pass under every schedule, and each planted bug is found and named.
 
-The numbers of the bugs are those of ``docs/emulation.md``.
+The numbers of the bugs are those of ``tests/emulator/README.md``.
 """
 
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import emulator
 import pytest
@@ -192,7 +193,7 @@ WRONG = {
     "local_overrun": (
         "small_local_overrun",
         lambda: (Write(ints(32)), 5),
-        "array index out of bounds at tests/kernels/emulated/planted_small.cu:",
+        "array index out of bounds at tests/emulator/kernels/planted_small.cu:",
     ),
     "caller_not_in_mask": ("small_lonely_lane", lambda: (Write(ints(32)),), "the mask does not"),
     "program_variable": ("small_misread", lambda: (Read(ints(32)), 0), "write to a program var"),
@@ -250,7 +251,7 @@ def test_address_sanitizer_sees_the_ends(bug, kernel):
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": f"{emulator.ROOT}/tests:{emulator.ROOT}/tests/kernels"},
+        env={**os.environ, "PYTHONPATH": f"{emulator.ROOT}/tests:{Path(__file__).parent}"},
         capture_output=True,
         text=True,
     )
