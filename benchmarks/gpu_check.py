@@ -25,8 +25,8 @@ from genimg import check as checking
 from genimg.backends import OPS, BackendError
 from genimg.testing import prepare, run
 
-HALO = "cuda_halo"
-"""The CUDA kernels, those for Hopper (``GENIMG_CUDA_HALO``) among them where they serve."""
+HALO = "cuda_sm90"
+"""The CUDA kernels, those for Hopper (``GENIMG_CUDA_SM90``) among them where they serve."""
 KERNELS = ("cuda", HALO, "triton")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TOOLS = ("memcheck", "racecheck", "synccheck")
@@ -102,7 +102,7 @@ def _run(job: Job, seconds: float, deadline: float) -> tuple[int, str]:
         return 124, "not run: no time was left"
     # Its writes past the end of a tensor are seen only where torch's cache is off.
     more = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if job.tool else {}
-    more["GENIMG_CUDA_HALO"] = "1" if job.backend == HALO else "0"
+    more["GENIMG_CUDA_SM90"] = "1" if job.backend == HALO else "0"
     env = {**os.environ, "OMP_NUM_THREADS": "2", **more}
     try:
         done = subprocess.run(job.command(), capture_output=True, text=True, timeout=left, env=env)

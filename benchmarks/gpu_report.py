@@ -14,7 +14,7 @@ from typing import Any
 
 Row = dict[str, Any]
 Group = dict[str, Row]
-OURS = ("cuda", "cuda_halo", "triton", "cpu")
+OURS = ("cuda", "cuda_sm90", "triton", "cpu")
 
 
 def _rate(rows: Iterable[Row], what: str) -> float:

@@ -90,7 +90,7 @@ class Out:
             return
         self.say(begin=where)
         more: dict[str, Any] = {}
-        os.environ["GENIMG_CUDA_HALO"] = "1" if where["provider"] == HALO else "0"
+        os.environ["GENIMG_CUDA_SM90"] = "1" if where["provider"] == HALO else "0"
         try:
             timed = make()
             more = sample(timed.run, self.device, 0.02 if self.tiny else 0.1, graph).as_dict()

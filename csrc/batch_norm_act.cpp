@@ -23,7 +23,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "../kernels/cuda/batch_norm_act.h"
-#include "../kernels/cuda/batch_norm_act_chip.h"
+#include "../kernels/cuda/batch_norm_act_single_pass.h"
 #endif
 
 namespace genimg {
@@ -397,8 +397,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cu
     const T* x_ptr = static_cast<const T*>(laid.x.const_data_ptr());
     T* y_ptr = static_cast<T*>(y.mutable_data_ptr());
     const auto slope = static_cast<float>(negative_slope);
-    if (training && cuda::batch_norm_act_chip_serves<T>(shape, x_ptr, nullptr, y_ptr)) {
-      C10_CUDA_CHECK(cuda::launch_batch_norm_act_chip_fwd(
+    if (training && cuda::batch_norm_act_single_pass_serves<T>(shape, x_ptr, nullptr, y_ptr)) {
+      C10_CUDA_CHECK(cuda::launch_batch_norm_act_single_pass_fwd(
           x_ptr, y_ptr, shape, weights.values, biases.values, static_cast<float>(eps), slope,
           mean_ptr, rstd_ptr, var.mutable_data_ptr<float>(), stream));
       return;
@@ -448,8 +448,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cuda(
     const T* x_ptr = static_cast<const T*>(laid.x.const_data_ptr());
     T* grad_x_ptr = needs_grad_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr;
     if (training && needs_grad_x &&
-        cuda::batch_norm_act_chip_serves<T>(shape, x_ptr, grad_ptr, grad_x_ptr)) {
-      C10_CUDA_CHECK(cuda::launch_batch_norm_act_chip_bwd(
+        cuda::batch_norm_act_single_pass_serves<T>(shape, x_ptr, grad_ptr, grad_x_ptr)) {
+      C10_CUDA_CHECK(cuda::launch_batch_norm_act_single_pass_bwd(
           grad_ptr, x_ptr, grad_x_ptr, shape, weights.values, biases.values, means.values,
           rstds.values, slope, grad_weight_ptr, grad_bias_ptr, stream));
       return;

@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <atomic>
 
-#include "../kernels/cpu/conv_dgrad.h"
-#include "../kernels/cpu/conv_fprop.h"
-#include "../kernels/cpu/conv_pack.h"
-#include "../kernels/cpu/conv_wgrad.h"
+#include "../kernels/cpu/conv/dgrad.h"
+#include "../kernels/cpu/conv/fprop.h"
+#include "../kernels/cpu/conv/pack.h"
+#include "../kernels/cpu/conv/wgrad.h"
 #include "memory_format.h"
 #include "scratch.h"
 

@@ -1,5 +1,5 @@
 // conv_stack on a GPU: memory from torch's allocator, the current stream, no synchronisation. The
-// sequence of launches is kernels/cuda/conv_stack.cu's.
+// sequence of launches is kernels/cuda/conv/stack.cu's.
 #ifdef GENIMG_WITH_CUDA
 #include <ATen/core/List.h>
 #include <ATen/ops/empty.h>
@@ -11,7 +11,7 @@
 
 #include <vector>
 
-#include "../kernels/cuda/conv_stack.h"
+#include "../kernels/cuda/conv/stack.h"
 #include "checks.h"
 #include "conv_block.h"
 #include "convolution_cuda.h"

@@ -7,7 +7,7 @@
 #include <optional>
 #include <tuple>
 
-#include "../kernels/cpu/conv.h"
+#include "../kernels/cpu/conv/geometry.h"
 
 namespace genimg {
 

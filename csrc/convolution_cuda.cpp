@@ -12,9 +12,9 @@
 #include <limits>
 #include <string_view>
 
-#include "../kernels/cuda/conv_dgrad.h"
-#include "../kernels/cuda/conv_fprop.h"
-#include "../kernels/cuda/conv_wgrad.h"
+#include "../kernels/cuda/conv/dgrad.h"
+#include "../kernels/cuda/conv/fprop.h"
+#include "../kernels/cuda/conv/wgrad.h"
 #include "checks.h"
 #include "convolution.h"
 #include "dispatch.h"
@@ -32,7 +32,7 @@ cuda::ConvPrecision cuda_precision() {
 }
 
 cuda::ConvTile cuda_tile() {
-  const char* const asked = std::getenv("GENIMG_CUDA_HALO");
+  const char* const asked = std::getenv("GENIMG_CUDA_SM90");
   return asked != nullptr && std::string_view(asked) == "1" ? cuda::ConvTile::kHalo
                                                             : cuda::ConvTile::kAuto;
 }

@@ -6,8 +6,8 @@
 
 #include <optional>
 
-#include "../kernels/cpu/conv.h"
-#include "../kernels/cuda/conv.h"
+#include "../kernels/cpu/conv/geometry.h"
+#include "../kernels/cuda/conv/geometry.h"
 
 namespace genimg {
 
@@ -18,7 +18,7 @@ cuda::ConvGeometry cuda_geometry(const char* op, const cpu::ConvGeometry& geomet
 // TF32 or float for float, as torch's switches for convolutions say.
 cuda::ConvPrecision cuda_precision();
 
-// kHalo if GENIMG_CUDA_HALO=1 asks for the kernels for Hopper: kAuto does not take them before they
+// kHalo if GENIMG_CUDA_SM90=1 asks for the kernels for Hopper: kAuto does not take them before they
 // were measured.
 cuda::ConvTile cuda_tile();
 

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from genimg import _native, backends, versions
 from genimg.backends import REFERENCE, Op
-from genimg.kernels.triton import choice
 from genimg.kernels.triton import runtime as triton_runtime
+from genimg.kernels.triton.conv import tile_tuner
 from genimg.machine import cpu_name
 from genimg.timing import interleaved_medians
 
 if TYPE_CHECKING:
-    from genimg.kernels.triton.configs import Tile
+    from genimg.kernels.triton.conv.tile_sizes import Tile
 
 _dispatch_modes = versions.private("_len_torch_dispatch_stack", lambda: 1)
 
@@ -66,7 +66,7 @@ def autotune(enabled: bool = True) -> None:
     """
     tuner = _Tuner(_folder()) if enabled else None
     backends.set_tuner(tuner)
-    choice.set_tuner(tuner)
+    tile_tuner.set_tuner(tuner)
 
 
 def _folder() -> Path:

@@ -7,8 +7,8 @@ from genimg.kernels.triton import runtime
 from genimg.testing import integers
 
 if runtime.MISSING is None:
-    from genimg.kernels.triton.geometry import as_pixels, geometry_of
-    from genimg.kernels.triton.prologue import ReadImage
+    from genimg.kernels.triton.conv.geometry import as_pixels, geometry_of
+    from genimg.kernels.triton.conv.prologue import ReadImage
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

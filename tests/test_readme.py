@@ -59,7 +59,8 @@ def test_targets_exist():
 
 
 def test_links_lead_somewhere():
-    folders = (ROOT, ROOT / "docs", ROOT / "kernels", ROOT / "benchmarks")
+    names = ("", "docs", "kernels", "benchmarks", "tests/emulator", "examples")
+    folders = [ROOT / name for name in names]
     for path in (path for folder in folders for path in folder.glob("*.md")):
         for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / link).exists(), f"{path.name}: {link}"

@@ -364,7 +364,7 @@ def _triton_fwd(
     training: bool,
     keep: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    from genimg.kernels.triton import conv_stack as kernel
+    from genimg.kernels.triton.conv import stack as kernel
 
     y, kept = kernel.conv_stack_fwd(x, parameters, options, numbers, training, keep)
     return in_format(y, formats_of(x, restore(parameters, (options, numbers)))[1]), kept
@@ -382,7 +382,7 @@ def _triton_bwd(
     needs_x: bool,
     needs: list[int],
 ) -> tuple[Tensor, list[Tensor]]:
-    from genimg.kernels.triton import conv_stack as kernel
+    from genimg.kernels.triton.conv import stack as kernel
 
     formats, _ = formats_of(x, restore(parameters, (options, numbers)))
     call = (options, numbers, training, needs_x, needs, formats)

@@ -323,7 +323,7 @@ def kernels(
 
 
 def _triton_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    from genimg.kernels.triton import convolution as kernel
+    from genimg.kernels.triton.conv import convolution as kernel
 
     y = kernel.convolve(x, weight, bias, kernel.Convolution(*geometry.in_pairs()))
     return in_format(y, memory_format_of(x, weight))
@@ -337,7 +337,7 @@ def _triton_bwd(
     needs_x: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    from genimg.kernels.triton import convolution as kernel
+    from genimg.kernels.triton.conv import convolution as kernel
 
     layout = memory_format_of(x, weight)
     convolution = kernel.Convolution(*geometry.in_pairs())

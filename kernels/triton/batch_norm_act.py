@@ -16,9 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from genimg.kernels.triton.elementary import leaky
-from genimg.kernels.triton.launch import launch
-from genimg.kernels.triton.lines import (
+from genimg.kernels.triton.aot import DTYPES, Compile, signature_of
+from genimg.kernels.triton.channel_layout import (
     COLUMNS_OF_PIXELS,
     COLUMNS_OF_PLANES,
     blocks_of,
@@ -33,7 +32,8 @@ from genimg.kernels.triton.lines import (
     sum_of_channel,
     tile_of_channel,
 )
-from genimg.kernels.triton.offline import DTYPES, Compile, signature_of
+from genimg.kernels.triton.elementary import leaky
+from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.runtime import on_device_of
 
 # Elements of a tile: 16 for each of 256 threads are two or four vectors of 16 bytes. With twice as

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from genimg.kernels.triton.aot import Compile, signature_of
 from genimg.kernels.triton.launch import launch
-from genimg.kernels.triton.offline import Compile, signature_of
 from genimg.kernels.triton.runtime import empty_elementwise, in_order_of, on_device_of
 
 # 1024 elements are two (half dtypes) or four vectors of 16 bytes for each of the 128 threads.

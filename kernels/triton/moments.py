@@ -25,9 +25,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from genimg.kernels.triton.epilogue import MOMENTS
+from genimg.kernels.triton.aot import Compile, signature_of
+from genimg.kernels.triton.conv.epilogue import MOMENTS
 from genimg.kernels.triton.launch import launch
-from genimg.kernels.triton.offline import Compile, signature_of
 from genimg.kernels.triton.runtime import on_device_of
 
 BLOCK_ROWS = 64

@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from genimg.kernels.triton.aot import Compile, signature_of
 from genimg.kernels.triton.elementary import exp, expm1, expm1_minus_x
 from genimg.kernels.triton.launch import launch
-from genimg.kernels.triton.offline import Compile, signature_of
 from genimg.kernels.triton.philox import philox_normal
 from genimg.kernels.triton.runtime import empty_elementwise, in_order_of, on_device_of, width_for
 

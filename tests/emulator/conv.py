@@ -12,7 +12,7 @@ from emulator import NAMES, Read, Write, launch, library
 
 ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid")
 PRECISIONS = ("float", "tf32")
-TILES = ("auto", "64x16", "64x64", "128x64", "128x128", "halo")
+TILES = ("auto", "64x16", "64x64", "128x64", "128x128", "sm90")
 
 Pair = tuple[int, int]
 

@@ -20,12 +20,12 @@ NAMES = (
     "contract_hopper.cu",
     "planted_matmul.cu",
     "planted_gemm90.cu",
-    "gpu_conv_halo.cu",
+    "gpu_conv_sm90.cu",
 )
 KERNELS = (
     *(SOURCES / name for name in NAMES),
-    ROOT / "kernels/cuda/conv_dgrad_halo.cu",
-    ROOT / "kernels/cuda/conv_fprop_halo.cu",
+    ROOT / "kernels/cuda/conv/sm90_dgrad.cu",
+    ROOT / "kernels/cuda/conv/sm90_fprop.cu",
 )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels/cuda"
 WORK = ROOT / "build/barriers"
-TESTS = ("conv_halo", "emulated", "conv", "conv_fused", "conv_stack")
+TESTS = ("conv_sm90", "emulated", "conv", "conv_fused", "conv_stack")
 ORDERING = re.compile(
     r"(?:__syncthreads(?:_\w+)?|__syncwarp|__threadfence(?:_block)?|simt::cp_async_wait<[^<>]+>"
     r"|simt::mbarrier_(?:init_fence|wait)|simt::fence_proxy_async|simt::wgmma_(?:fence|wait<\w+>))"
@@ -25,8 +25,13 @@ ORDERING = re.compile(
 
 def sources() -> list[Path]:
     named = tuple(sys.argv[1:])
-    every = sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.h")])
-    return [path for path in every if not named or path.name.startswith(named)]
+    every = sorted([*KERNELS.rglob("*.cu"), *KERNELS.rglob("*.h")])
+    every = [path for path in every if path.parent.name != "simt"]
+    return [path for path in every if not named or name_of(path).startswith(named)]
+
+
+def name_of(source: Path) -> str:
+    return source.relative_to(KERNELS).as_posix()
 
 
 def test(keyword: str, *options: str) -> tuple[bool, str]:
@@ -49,24 +54,25 @@ def test(keyword: str, *options: str) -> tuple[bool, str]:
     return done.returncode == 0, said[0] if said else ""
 
 
-def included(path: Path) -> set[str]:
-    """The names of the headers that a file includes, and those of theirs."""
-    found: set[str] = set()
-    for name in re.findall(r'#include "([\w.]+)"', path.read_text(encoding="utf-8")):
-        if name not in found:
-            found |= {name, *included(KERNELS / name)}
+def included(path: Path) -> set[Path]:
+    """The headers that a file includes, and those that they do."""
+    found: set[Path] = set()
+    for name in re.findall(r'#include "([\w./]+)"', path.read_text(encoding="utf-8")):
+        header = (path.parent / name).resolve()
+        if header not in found and header.exists():  # the emulator's are elsewhere
+            found |= {header, *included(header)}
     return found
 
 
 def users(source: Path) -> str:
     """The ops whose kernels include a file, as pytest's -k has them."""
-    if source.name.startswith("conv"):  # their headers are of all three
+    if source.parent.name == "conv":  # their headers are of all three
         return "conv"
     if source.suffix == ".cu":
         return source.stem
-    kernels = [path for path in KERNELS.glob("*.cu") if source.name in included(path)]
-    # Those of conv_stack's ends are enough for what only they include.
-    stems = sorted(path.stem for path in kernels if not path.name.startswith("conv"))
+    # conv_stack's ends are enough for what only they include.
+    kernels = [path for path in KERNELS.glob("*.cu") if source in included(path)]
+    stems = sorted(path.stem for path in kernels)
     return " or ".join(stems) or "conv"
 
 
@@ -82,7 +88,7 @@ def main() -> None:
     missed = tried = 0
     for source in sources():
         text = source.read_text(encoding="utf-8")
-        copy = WORK / "cuda" / source.name
+        copy = WORK / "cuda" / name_of(source)
         for found in ORDERING.finditer(text):
             line = text.count("\n", 0, found.start()) + 1
             copy.write_text(text[: found.start()] + ";" + text[found.end() :], encoding="utf-8")
@@ -91,7 +97,7 @@ def main() -> None:
             tried += 1
             missed += passed
             verdict = "NO TEST FAILS" if passed else said[:150]
-            print(f"{source.name}:{line}: without {found.group()} {verdict}", flush=True)
+            print(f"{name_of(source)}:{line}: without {found.group()} {verdict}", flush=True)
     if missed:
         sys.exit(f"{missed} of {tried} can be removed without a test failing")
     print(f"{tried} removed in turn, and a test failed each time")

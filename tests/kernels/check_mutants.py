@@ -68,22 +68,26 @@ def build(levels: list[str], files: dict[str, str]) -> list[str]:
     commands = run([ninja, "-C", str(folder), "-t", "commands", library.name]).splitlines()
     sources = WORK / "cpu"
     sources.mkdir(parents=True, exist_ok=True)
-    for path in [*KERNELS.iterdir(), HERE / "cpu_mutants.h"]:
-        (sources / path.name).write_text(files.get(path.name) or path.read_text("utf-8"), "utf-8")
-    text = "".join(path.read_text("utf-8") for path in sorted(sources.iterdir()))
+    shutil.copytree(KERNELS, sources, dirs_exist_ok=True)
+    shutil.copy(HERE / "cpu_mutants.h", sources)
+    for name, mutated in files.items():
+        (sources / name).write_text(mutated, "utf-8")
+    text = "".join(path.read_text("utf-8") for path in sorted(sources.rglob("*.*")))
     swaps: dict[str, str] = {}
     jobs: list[tuple[list[str], Path, str]] = []
     for line in commands:
         words = shlex.split(line)
         source = Path(words[-1])
         level = next((level for level in levels if f"cpu_{level}.dir/" in line), None)
-        if level is None or source.parent != KERNELS or not files.keys() & included(source):
+        if level is None or KERNELS not in source.parents:
+            continue
+        if not {KERNELS / name for name in files} & included(source):
             continue
         at = words.index("-o") + 1
-        object_ = WORK / level / f"{source.stem}.o"
+        object_ = WORK / level / f"{source.parent.name}_{source.stem}.o"
         object_.parent.mkdir(exist_ok=True)
         swaps[words[at]] = str(object_)
-        words[at], words[-1] = str(object_), str(sources / source.name)
+        words[at], words[-1] = str(object_), str(sources / source.relative_to(KERNELS))
         # Half a minute a level in place of two. What a mutant leaves unwritten is not 0 by chance.
         words[-1:-1] = [
             "-O1",
@@ -106,10 +110,10 @@ def build(levels: list[str], files: dict[str, str]) -> list[str]:
     return sorted({Path(object_).parent.name for object_ in swaps.values()}, key=levels.index)
 
 
-def included(path: Path) -> set[str]:
-    """A source's name, and those of the headers beside it that it includes, and that they do."""
-    names = re.findall(r'#include "(\w+\.h)"', path.read_text("utf-8"))
-    return {path.name}.union(*(included(path.with_name(name)) for name in names))
+def included(path: Path) -> set[Path]:
+    """A source, and the headers that it includes, and that they do."""
+    names = re.findall(r'#include "([\w./]+\.h)"', path.read_text("utf-8"))
+    return {path}.union(*(included((path.parent / name).resolve()) for name in names))
 
 
 def compile_one(folder: Path, words: list[str], object_: Path, stamp: str) -> None:

@@ -60,8 +60,8 @@ def modules(path: Path | None) -> Iterator[ModuleType]:
         return
     import genimg.kernels.triton as package
 
-    for found in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{found.name}")
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        module = importlib.import_module(found.name)
         listed = getattr(module, "compiles", None)
         if listed is not None and not inspect.signature(listed).parameters:
             yield module
@@ -87,7 +87,7 @@ def chosen(args: argparse.Namespace) -> Iterator[tuple]:
 
 def row(job: tuple) -> tuple[str, list[str]]:
     """A line of the table, and what is wrong."""
-    from genimg.kernels.triton.offline import compile_for, faults
+    from genimg.kernels.triton.aot import compile_for, faults
 
     entry, capability, dtype, narrow = job
     start = f"{entry.name:<52} sm_{capability:<4} {dtype:<5}"

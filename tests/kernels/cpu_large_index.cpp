@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "../../kernels/cpu/batch_norm_act.h"
-#include "../../kernels/cpu/conv_dgrad.h"
-#include "../../kernels/cpu/conv_fprop.h"
-#include "../../kernels/cpu/conv_pack.h"
-#include "../../kernels/cpu/conv_wgrad.h"
+#include "../../kernels/cpu/conv/dgrad.h"
+#include "../../kernels/cpu/conv/fprop.h"
+#include "../../kernels/cpu/conv/pack.h"
+#include "../../kernels/cpu/conv/wgrad.h"
 #include "../../kernels/cpu/leaky_relu.h"
 #include "../../kernels/cpu/reparam_kl.h"
 #include "../../kernels/cpu/transpose.h"

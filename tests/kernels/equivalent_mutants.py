@@ -43,7 +43,7 @@ def _same(function: str, reason: str, *patterns: str, **where: Any) -> list[Rule
 
 
 RULES = (
-    # conv_tiles.h
+    # conv/tiles.h
     *_same(
         "winograd_(up|down)",
         "a variant of no tiles has no blocks, and a tile of no outputs writes none",
@@ -105,7 +105,7 @@ RULES = (
         r"^relu -> false: if \(relu\) return gate <= 0 \?",
         r"^gate (<= 0 -> a < b|> 0 -> a >= b): ",
     ),
-    # conv_load.h
+    # conv/load.h
     *_same(
         "find_patch",
         "a whole tile that is taken for none is masked by ones",
@@ -163,7 +163,7 @@ RULES = (
         r"^patch <= t -> a < b: const bool whole",
     ),
     *_same("load_gathered_tile", "a run of no columns copies none", r"^begin < end -> true"),
-    # conv_store.h
+    # conv/store.h
     *_same(
         "tanh_of|sigmoid_of",
         "both sides are the same number there",
@@ -203,7 +203,7 @@ RULES = (
         r"^products == [123] -> true",
         r"^inverse.size == [12] -> true",
     ),
-    # conv_contract.h
+    # conv/contraction.h
     *_same(
         "Contraction::run",
         "a panel is made twice, or one that there is not: it has no columns",
@@ -245,7 +245,7 @@ RULES = (
         r"about\[i\] \+ rest",
         r"n \* rest \* rest",
     ),
-    # conv_columns.h
+    # conv/col2im.h
     *_same(
         "ColumnsContraction::.*",
         "a vector is a block of channels: v and channel are 0, and a block has one",
@@ -287,7 +287,7 @@ RULES = (
         r"row \+ 4 <= -> 5",
         r"^(kTileRows|4) <= columns -> one step less",
     ),
-    # conv_few.h
+    # conv/few.h
     *_same(
         "FewUp::FewUp",
         "how an image falls into strips, which give the same results in any number",
@@ -308,7 +308,7 @@ RULES = (
         "the room of scratch; what is written past it is for make sanitize to find",
         r"return",
     ),
-    # conv_forms.h
+    # conv/algorithms.h
     *_same(
         "fits_winograd",
         "direct sums are as right",
@@ -335,7 +335,7 @@ RULES = (
         r"^(direction == ConvDirection::fprop|plain) -> false",
         r"<= kFew\w+ -> (a < b|true|false)",
     ),
-    # conv_pack.cpp
+    # conv/pack.cpp
     *_same("Packing::size", "room for more panels than there are", r"int64_t last ="),
     *_same(
         "read_taps",
@@ -376,7 +376,7 @@ RULES = (
         r"^units, 1, -> 2",
         r"^pieces = 0; -> 1",
     ),
-    # conv_dgrad.cpp
+    # conv/dgrad.cpp
     *_same(
         "FewContraction::FewContraction",
         "the room of scratch; what is written past it is for make sanitize to find",
@@ -391,7 +391,7 @@ RULES = (
         r"int64_t end = last < 0",
     ),
     *_same("FewContraction::store_row", "no values are stored", r"^i < count -> (true|a <= b): if"),
-    # conv_wgrad.cpp
+    # conv/wgrad.cpp
     *_same(
         "products_of",
         "products are numbered with gaps",

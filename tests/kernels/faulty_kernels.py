@@ -5,7 +5,7 @@ from dataclasses import replace
 import triton
 import triton.language as tl
 
-from genimg.kernels.triton.offline import Compile
+from genimg.kernels.triton.aot import Compile
 
 
 @triton.jit

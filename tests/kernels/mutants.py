@@ -30,7 +30,7 @@ from pathlib import Path
 from cpp_source import CLOSING, GeneratorError, Source
 
 SOURCES = {
-    "conv_tiles.h": (
+    "conv/tiles.h": (
         "winograd_up",
         "winograd_down",
         "floor_mod",
@@ -42,7 +42,7 @@ SOURCES = {
         "Tiling::max_values",
     ),
     "leaky.h": ("Leaky::Leaky", "Leaky::operator()"),
-    "conv_load.h": (
+    "conv/load.h": (
         "AffineLeaky::apply",
         "AffineLeaky::one",
         "TwoTensor::apply",
@@ -60,7 +60,7 @@ SOURCES = {
         "Cursor::Cursor",
         "Cursor::advance",
     ),
-    "conv_store.h": (
+    "conv/store.h": (
         "tanh_of",
         "sigmoid_of",
         "PlainStore::operator()",
@@ -70,7 +70,7 @@ SOURCES = {
         "finish_vector",
         "moments_about",
     ),
-    "conv_contract.h": (
+    "conv/contraction.h": (
         "unit_at",
         "find_terms",
         "Contraction::find_outputs",
@@ -79,17 +79,17 @@ SOURCES = {
         "Contraction::multiply_outlet",
         "Contraction::take_moments",
     ),
-    "conv_columns.h": (
+    "conv/col2im.h": (
         "add_columns",
         "ColumnsContraction::multiply_channels",
         "ColumnsContraction::add_up",
         "ColumnsContraction::take_moments",
     ),
-    "conv_few.h": ("FewUp::FewUp", "FewUp::first_small", "FewUp::last_small"),
-    "conv_forms.h": ("fits_winograd", "fits_columns", "form_of", "wgrad_form"),
-    "conv_pack.cpp": ("packing_of", "combine_taps", "combine", "read_taps", "pack_few_row", "pack"),
-    "conv_dgrad.cpp": ("FewContraction::gather_row", "FewContraction::gather_tap"),
-    "conv_wgrad.cpp": (
+    "conv/few.h": ("FewUp::FewUp", "FewUp::first_small", "FewUp::last_small"),
+    "conv/algorithms.h": ("fits_winograd", "fits_columns", "form_of", "wgrad_form"),
+    "conv/pack.cpp": ("packing_of", "combine_taps", "combine", "read_taps", "pack_few_row", "pack"),
+    "conv/dgrad.cpp": ("FewContraction::gather_row", "FewContraction::gather_tap"),
+    "conv/wgrad.cpp": (
         "each_term",
         "find_outers",
         "spread_axis",
@@ -344,6 +344,7 @@ def generate(kernels: Path) -> tuple[dict[str, str], list[Mutant]]:
         missing = [function for function in expected if not counts[function]]
         if missing:
             raise GeneratorError(f"{name}: no mutants of {', '.join(missing)}")
-        files[name] = '#include "cpu_mutants.h"\n' + mutator.rewritten()
+        up = "../" * name.count("/")
+        files[name] = f'#include "{up}cpu_mutants.h"\n' + mutator.rewritten()
         mutants += mutator.mutants
     return files, mutants

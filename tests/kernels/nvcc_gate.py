@@ -71,7 +71,7 @@ def matrix_faults(source: str, sass: dict[str, str]) -> list[str]:
 
 
 def with_headers(source: Path) -> str:
-    """The text of a source, and of what it includes of its own folder."""
+    """The text of a source, and of what it includes beside it and above."""
     seen: dict[Path, str] = {}
     wanted = [source]
     while wanted:
@@ -79,8 +79,8 @@ def with_headers(source: Path) -> str:
         if path in seen or not path.exists():
             continue
         seen[path] = path.read_text(encoding="utf-8")
-        included = re.findall(r'^#include "([^"/]+)"', seen[path], re.MULTILINE)
-        wanted += [path.parent / name for name in included]
+        included = re.findall(r'^#include "([^"]+)"', seen[path], re.MULTILINE)
+        wanted += [(path.parent / name).resolve() for name in included if "simt" not in name]
     return "\n".join(seen.values())
 
 
@@ -160,9 +160,9 @@ def compile_and_judge(command: list[str]) -> int:
     if done.returncode != 0:
         sys.stderr.write(done.stderr)
         return done.returncode
-    rows = kernels_in(done.stderr) if source.parent.name == "cuda" else []
+    rows = kernels_in(done.stderr) if "kernels/cuda" in source.as_posix() else []
     text = source.read_text(encoding="utf-8")
-    found = faults(done.stderr, rows, text) if source.parent.name == "cuda" else []
+    found = faults(done.stderr, rows, text) if rows else []
     if not MATRIX_CALL.search(text):
         text = with_headers(source)
     if MATRIX_CALL.search(text):

@@ -20,7 +20,7 @@ COMPILER = shutil.which("c++") or shutil.which("g++")
 @pytest.mark.skipif(platform.system() != "Linux", reason="maps memory as Linux does")
 @pytest.mark.skipif(not (ROOT / "kernels/cpu").exists(), reason="not run from a source tree")
 def test_large_indices(tmp_path):
-    sources = [path for path in (ROOT / "kernels/cpu").glob("*.cpp") if path.stem != "isa"]
+    sources = [path for path in (ROOT / "kernels/cpu").rglob("*.cpp") if path.stem != "isa"]
     program = tmp_path / "cpu_large_index"
     command = [COMPILER, "-std=c++20", "-O0", "-DGENIMG_ISA=baseline"]
     command += ["-DGENIMG_ONLY_ISA=baseline", "-o", program]

@@ -168,7 +168,7 @@ def test_whole_kernels_on_the_gpu(kernel, shape, dtype):
 @pytest.mark.parametrize("direction", ["fprop", "dgrad"])
 @pytest.mark.gpu
 def test_contractions_from_a_halo_on_the_gpu(direction, shape, large_c, dtype):
-    """As ``test_cuda_conv_halo`` has them on the CPU."""
+    """As ``test_cuda_conv_sm90`` has them on the CPU."""
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("the kernels need sm_90")
     large = (shape[0], large_c, 2 * shape[2], 2 * shape[3])
@@ -180,7 +180,7 @@ def test_contractions_from_a_halo_on_the_gpu(direction, shape, large_c, dtype):
     got = torch.empty(wanted, dtype=dtype, memory_format=NHWC)
     geometry = conv.geometry(shape, large, weight, (2, 2), (1, 1))
     tensors = (x.to(dtype).contiguous(memory_format=NHWC) for x in (x, weight))
-    name = f"{direction}_halo_{NAMES[dtype]}"
+    name = f"sm90_{direction}_{NAMES[dtype]}"
     nvcc_library.call(name, Read(geometry), *map(Read, tensors), Read(bias), Write(got))
     assert torch.equal(got.double(), expected.to(dtype).double())
 

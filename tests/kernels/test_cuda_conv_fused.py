@@ -16,7 +16,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=s
 # Wide and narrow loads; several tiles of either image, and several pieces of sums, the last not
 # full.
 CHANNELS = pytest.mark.parametrize(("small_c", "large_c"), [(16, 72), (72, 16), (5, 7)], ids=str)
-# halo names the kernels for Hopper, which leave float32 and odd channels to the others.
+# sm90 names the kernels for Hopper, which leave float32 and odd channels to the others.
 CONTRACTIONS = pytest.mark.parametrize(
     ("direction", "dtype"),
     [
@@ -26,7 +26,7 @@ CONTRACTIONS = pytest.mark.parametrize(
             for dtype in (torch.float32, torch.bfloat16)
         ),
         *(
-            (f"{name}_halo", dtype)
+            (f"sm90_{name}", dtype)
             for name in ("fprop", "dgrad")
             for dtype in (torch.bfloat16, torch.float16)
         ),
@@ -117,8 +117,8 @@ def fused(
     """The result; and of its channels mean, rstd, var, scale, shift, or with a gate the
     gradients of bias, gamma, beta, and slope and shift of what goes on.
     """
-    if direction.endswith("_halo"):
-        direction, tile = direction.removesuffix("_halo"), "halo"
+    if direction.startswith("sm90_"):
+        direction, tile = direction.removeprefix("sm90_"), "sm90"
     kind, layer, other = prologue
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     sums = [torch.full((shape[1],), float("nan")) for _ in range(5)]
@@ -151,9 +151,9 @@ def fused(
         *(Update(x) for x in sums),
     )
     assert tickets is None or not tickets.any()
-    if tile == "halo" and prologue[0] > 0:  # without, a test has more pieces than there is room for
+    if tile == "sm90" and prologue[0] > 0:  # without, a test has more pieces than there is room for
         is_wide = x.shape[1] % 8 == 0 == shape[1] % 8
-        assert ("halo" in last_kernel(library("genimg_emulated"))) == is_wide
+        assert ("sm90" in last_kernel(library("genimg_emulated"))) == is_wide
     return y, sums
 
 
@@ -330,7 +330,7 @@ def test_sums_of_one_pixel_in_the_large_tile():
     "shape", [(3, 8, 8), (1, 9, 17), (5, 4, 4)], ids=["odd_patches", "ragged", "too_many_pieces"]
 )
 @pytest.mark.parametrize("gated", [False, True], ids=["statistics", "gate"])
-@pytest.mark.parametrize("direction", ["fprop_halo", "dgrad_halo"])
+@pytest.mark.parametrize("direction", ["sm90_fprop", "sm90_dgrad"])
 def test_sums_of_a_halos_blocks(direction, gated, shape):
     """Several blocks, some with pixels outside; too many for the sums' room go the portable way."""
     call = contraction(direction, 16, 8, torch.bfloat16, *shape)
@@ -338,8 +338,8 @@ def test_sums_of_a_halos_blocks(direction, gated, shape):
     x, gate_y = (image(*of, dtype=torch.bfloat16) for of in (given, wanted))
     gate = Gate(gate_y, None, NONE) if gated else None
     y, (first, *_) = fused(direction, sizes, x, weight, wanted, prologue=(0, None, None), gate=gate)
-    served = direction == "dgrad_halo" or shape != (5, 4, 4)  # which dgrad has room for
-    assert ("halo" in last_kernel(library("genimg_emulated"))) == served
+    served = direction == "sm90_dgrad" or shape != (5, 4, 4)  # which dgrad has room for
+    assert ("sm90" in last_kernel(library("genimg_emulated"))) == served
     expected = convolve(x.double())
     near(y, expected * torch.where(gate_y > 0, 1.0, GATE_SLOPE) if gated else expected, y.dtype)
     summed = y.double().sum((0, 2, 3))  # the gradient of bias, or the mean

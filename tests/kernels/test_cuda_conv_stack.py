@@ -110,13 +110,13 @@ def test_few_channels_have_their_kernel(name, dtype, monkeypatch):
 
 def test_the_kernels_for_hopper_when_asked(monkeypatch):
     """Of a generator's inner layers; the last launches are dgrad's forward and fprop's backward."""
-    monkeypatch.setenv("GENIMG_CUDA_HALO", "1")
+    monkeypatch.setenv("GENIMG_CUDA_SM90", "1")
     layers = (Layer(UP, 24), Layer(UP, 16, norm=False, activation=Activation.TANH))
     case, entry = reference._case("hopper", "", (3, 16, 9, 8), layers), OPS["conv_stack"]
     with emulated("conv_stack", monkeypatch):
         errors = entry.compare(case, "cuda", torch.bfloat16)
         assert not [error for error in errors if not error.ok]
-        assert "conv_fprop_halo_kernel" in last_kernel()
+        assert "conv_sm90_fprop_kernel" in last_kernel()
         with torch.no_grad():
             case.call(partial(conv_stack, backend="cuda"), prepare(case, torch.bfloat16, "cpu"))
-        assert "conv_dgrad_halo_kernel" in last_kernel()
+        assert "conv_sm90_dgrad_kernel" in last_kernel()

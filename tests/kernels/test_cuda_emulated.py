@@ -76,7 +76,7 @@ def test_batch_norm_act_in_larger_tensors(name, dtype, training, monkeypatch):
     assert not [error for error in errors if not error.ok]
 
 
-# Enough channels for a block each, whose values it has room for; see batch_norm_act_chip.cu.
+# Enough channels for a block each, whose values it has room for; see batch_norm_act_single_pass.cu.
 ON_CHIP = {
     "planes_vectors": _batch_norm((2, 32, 16, 16)),
     "planes_scalars": _batch_norm((3, 33, 7, 45)),
@@ -98,7 +98,7 @@ def _not_finite(tensors):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ON_CHIP)
-def test_batch_norm_act_chip(name, dtype, monkeypatch):
+def test_batch_norm_act_single_pass(name, dtype, monkeypatch):
     """One launch a pass: without the partial results, and their tickets, of the other form."""
     case = batch_norm_act._case(name, "", ON_CHIP[name], batch_norm_act._call(negative_slope=0.2))
     entry = OPS["batch_norm_act"]
@@ -108,7 +108,7 @@ def test_batch_norm_act_chip(name, dtype, monkeypatch):
     assert launches() == 1
 
 
-def test_batch_norm_act_chip_limits(monkeypatch):
+def test_batch_norm_act_single_pass_limits(monkeypatch):
     """A backward keeps twice as much as a forward: between the two limits it takes two launches."""
     x = torch.randn(8, 32, 40, 40, requires_grad=True)
     with emulated("batch_norm_act", monkeypatch):

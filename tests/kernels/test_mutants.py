@@ -109,7 +109,7 @@ def test_what_it_does_not_understand_is_an_error():
 @needs_sources
 def test_a_function_that_is_gone_is_an_error(tmp_path):
     shutil.copytree(KERNELS, tmp_path / "cpu")
-    path = tmp_path / "cpu/conv_load.h"
+    path = tmp_path / "cpu/conv/load.h"
     path.write_text(path.read_text().replace("find_patch", "seek_patch"))
     with pytest.raises(GeneratorError, match="no mutants of find_patch"):
         mutants.generate(tmp_path / "cpu")
@@ -119,11 +119,11 @@ def test_a_function_that_is_gone_is_an_error(tmp_path):
 def test_every_sign_of_the_transforms_has_a_mutant():
     _, every = mutants.generate(KERNELS)
     for name, function in (
-        ("conv_load.h", "transform_axis"),
-        ("conv_store.h", "finish_axis"),
-        ("conv_pack.cpp", "combine_taps"),
-        ("conv_wgrad.cpp", "spread_axis"),
-        ("conv_wgrad.cpp", "separate_taps"),
+        ("conv/load.h", "transform_axis"),
+        ("conv/store.h", "finish_axis"),
+        ("conv/pack.cpp", "combine_taps"),
+        ("conv/wgrad.cpp", "spread_axis"),
+        ("conv/wgrad.cpp", "separate_taps"),
     ):
         text = (KERNELS / name).read_text(encoding="utf-8")
         body = re.search(rf"inline void {function}\(.*?\n}}\n", text, re.DOTALL)

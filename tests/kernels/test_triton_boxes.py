@@ -9,11 +9,14 @@ from genimg.kernels.triton import runtime
 
 pytestmark = pytest.mark.skipif(runtime.MISSING is not None, reason=f"{runtime.MISSING}")
 if runtime.MISSING is None:
-    from genimg.kernels.triton import boxes, configs, conv_dgrad, conv_fprop, moments
-    from genimg.kernels.triton.boxes import Box
-    from genimg.kernels.triton.configs import Tile
-    from genimg.kernels.triton.epilogue import Epilogue
-    from genimg.kernels.triton.geometry import as_pixels
+    from genimg.kernels.triton import moments
+    from genimg.kernels.triton.conv import dgrad as conv_dgrad
+    from genimg.kernels.triton.conv import fprop as conv_fprop
+    from genimg.kernels.triton.conv import tile_sizes, tma
+    from genimg.kernels.triton.conv.epilogue import Epilogue
+    from genimg.kernels.triton.conv.geometry import as_pixels
+    from genimg.kernels.triton.conv.tile_sizes import Tile
+    from genimg.kernels.triton.conv.tma import Box
 
     TILE = Tile(32, 32, 16, 4, 2, tma=True)
     FPROP, DGRAD = conv_fprop.fprop, conv_dgrad.dgrad
@@ -56,13 +59,13 @@ GEOMETRIES = {
 @pytest.fixture
 def boxed(monkeypatch):
     """Contractions take tiles by descriptors, and the list tells which boxes they were."""
-    if not configs.has_tma(torch.device(DEVICE)):
+    if not tile_sizes.has_tma(torch.device(DEVICE)):
         pytest.skip("the GPU has no TMA")
-    tiles = configs.Tiles(image=(TILE,), weight=(), weight_few=TILE, image_few=(TILE,))
-    monkeypatch.setattr(configs, "_tiles", lambda x, precision: tiles)
+    tiles = tile_sizes.Tiles(image=(TILE,), weight=(), weight_few=TILE, image_few=(TILE,))
+    monkeypatch.setattr(tile_sizes, "_tiles", lambda x, precision: tiles)
     taken = []
     for module, name in ((conv_fprop, "fprop_operands"), (conv_dgrad, "dgrad_operands")):
-        operands = getattr(boxes, name)
+        operands = getattr(tma, name)
 
         def spy(*arguments, operands=operands):
             found = operands(*arguments)
@@ -126,7 +129,7 @@ def test_as_by_pointers_to_the_bit(name, dtype, boxed, monkeypatch):
         for epilogue in (Epilogue(statistics=True), Epilogue(slope=0.2, **gate)):
             got, partial = contract(kernel, image, data, epilogue, dtype)
             with monkeypatch.context() as patch:
-                patch.setattr(boxes, "box_of", lambda *_: None)
+                patch.setattr(tma, "box_of", lambda *_: None)
                 wanted, wanted_partial = contract(kernel, image, data, epilogue, dtype)
             assert boxed[-2] is not None
             assert boxed[-1] is None
@@ -189,7 +192,7 @@ def test_not_finite(boxed):
     ],
 )
 def test_box(rows, batch, size, box):
-    assert boxes.box_of(rows, batch, size) == (Box(*box) if box else None)
+    assert tma.box_of(rows, batch, size) == (Box(*box) if box else None)
 
 
 def operands(shape, channels, tile, offset=0, dtype=torch.float16):
@@ -201,8 +204,8 @@ def operands(shape, channels, tile, offset=0, dtype=torch.float16):
 
 def test_only_what_descriptors_may_name(monkeypatch):
     tile = Tile(128, 32, 32, 8, 3, tma=True)
-    monkeypatch.setattr(boxes, "has_tma", lambda device: True)
-    assert boxes.fprop_box(*operands((8, 16, 8, 8), 16, tile)) == (8, 4, 4)
+    monkeypatch.setattr(tma, "has_tma", lambda device: True)
+    assert tma.fprop_box(*operands((8, 16, 8, 8), 16, tile)) == (8, 4, 4)
     for refused in (
         operands((8, 16, 8, 8), 16, tile._replace(tma=False)),
         operands((8, 16, 8, 8), 16, tile, offset=1),
@@ -211,17 +214,17 @@ def test_only_what_descriptors_may_name(monkeypatch):
         operands((8, 16, 9, 8), 16, tile),
         operands((8, 3, 8, 8), 16, tile),
     ):
-        assert boxes.fprop_box(*refused) is None
+        assert tma.fprop_box(*refused) is None
     four = operands((8, 20, 8, 8), 20, tile, dtype=torch.float32)
-    assert boxes.fprop_box(*four) == (8, 4, 4)
+    assert tma.fprop_box(*four) == (8, 4, 4)
     with monkeypatch.context() as patch:  # what is traced may run on memory of another alignment
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert boxes.fprop_box(*four) is None
-    monkeypatch.setattr(boxes, "has_tma", lambda device: False)
-    assert boxes.fprop_box(*four) is None
+        assert tma.fprop_box(*four) is None
+    monkeypatch.setattr(tma, "has_tma", lambda device: False)
+    assert tma.fprop_box(*four) is None
 
 
 def test_tiles_ship_without():
     """Until a GPU has measured them."""
-    assert not any(tile.tma for entry in configs.shipped() for tile in entry.tiles.image)
-    assert all(tile.tma for tile, _ in configs.by_descriptors())
+    assert not any(tile.tma for entry in tile_sizes.shipped() for tile in entry.tiles.image)
+    assert all(tile.tma for tile, _ in tile_sizes.by_descriptors())

@@ -14,13 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 import genimg
 from genimg import tuning
 from genimg.backends import BACKENDS
-from genimg.kernels.triton import choice, runtime
+from genimg.kernels.triton import runtime
+from genimg.kernels.triton.conv import tile_tuner
 from genimg.ops import BatchNorm, ConvBlock, Direction
 
 pytestmark = pytest.mark.skipif(runtime.MISSING is not None, reason=f"{runtime.MISSING}")
 if runtime.MISSING is None:
-    from genimg.kernels.triton import configs, conv_stack  # with all that it runs
-    from genimg.kernels.triton.configs import Tile
+    from genimg.kernels.triton.conv import stack as conv_stack  # with all that it runs
+    from genimg.kernels.triton.conv import tile_sizes
+    from genimg.kernels.triton.conv.tile_sizes import Tile
 
     assert conv_stack
 
@@ -53,9 +55,9 @@ class Clock:
 def clock(tmp_path, monkeypatch):
     """Autotune under the interpreter, which has two tiles for each contraction."""
     few, many = Tile(32, 32, 16, 1, 1), Tile(64, 32, 16, 1, 1)
-    tiles = configs.Tiles((many,), (few, many), few, (many, few), (few,))
+    tiles = tile_sizes.Tiles((many,), (few, many), few, (many, few), (few,))
     clock = Clock()
-    monkeypatch.setattr(configs, "_INTERPRETED", tiles)
+    monkeypatch.setattr(tile_sizes, "_INTERPRETED", tiles)
     monkeypatch.setattr(runtime, "INTERPRETED", False)
     monkeypatch.setattr(tuning, "interleaved_medians", clock)
     monkeypatch.setattr(tuning, "_current", clock.current)
@@ -65,12 +67,17 @@ def clock(tmp_path, monkeypatch):
     genimg.autotune(False)
 
 
+def module_of(contraction):
+    name = contraction.removeprefix("conv_")
+    return importlib.import_module(f"genimg.kernels.triton.conv.{name}")
+
+
 @pytest.fixture
 def launched(monkeypatch):
     """The rows of the tile of each launch, by contraction."""
     rows = {}
     for name in CONTRACTIONS:
-        module = importlib.import_module(f"genimg.kernels.triton.{name}")
+        module = module_of(name)
         monkeypatch.setattr(module, "launch", _recorder(rows.setdefault(name, []), module.launch))
     return rows
 
@@ -212,11 +219,11 @@ def test_compiled_code_takes_the_table(clock, monkeypatch):
     """Whatever is known: a graph may run for other batches, and an exported one elsewhere."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     tiles = Tile(64, 32, 16, 1, 1), Tile(32, 32, 16, 1, 1)
-    assert choice.tile_of("conv_fprop", torch.ones(1), tiles, None, None) == tiles[0]
+    assert tile_tuner.tile_of("conv_fprop", torch.ones(1), tiles, None, None) == tiles[0]
 
 
 def test_a_candidate_that_fails_leaves_the_table(clock, monkeypatch):
-    from genimg.kernels.triton import conv_fprop
+    from genimg.kernels.triton.conv import fprop as conv_fprop
 
     class OutOfResourcesError(Exception):
         pass
@@ -250,27 +257,27 @@ def candidates(capability, dtype, precision, monkeypatch):
 
     With summands for a whole tile: fewer cut it, and with it what it needs.
     """
-    monkeypatch.setattr(configs, "INTERPRETED", False)
-    monkeypatch.setattr(configs, "_capability", lambda device: capability)
+    monkeypatch.setattr(tile_sizes, "INTERPRETED", False)
+    monkeypatch.setattr(tile_sizes, "_capability", lambda device: capability)
     x = torch.empty(1, dtype=dtype)
     for columns in (1, FEW, 16, 20, 32, 64, 100, 128, 512):
         for summands in (FEW * 16, 64, 512):
-            yield "conv_fprop", False, configs.image_tiles(x, precision, columns, summands)
-        yield "conv_fprop", True, configs.gathered_tiles(x, precision, columns, 16 * FEW)
-        yield "conv_dgrad", False, configs.image_tiles(x, precision, columns, 64)
+            yield "conv_fprop", False, tile_sizes.image_tiles(x, precision, columns, summands)
+        yield "conv_fprop", True, tile_sizes.gathered_tiles(x, precision, columns, 16 * FEW)
+        yield "conv_dgrad", False, tile_sizes.image_tiles(x, precision, columns, 64)
         for rows in (20, 64, 512):
             for few in (False, True):
-                tiles = configs.weight_tiles(x, precision, rows, columns, few)
+                tiles = tile_sizes.weight_tiles(x, precision, rows, columns, few)
                 yield "conv_wgrad", few, tiles
-    yield "conv_dgrad_few", True, configs.phases_tiles(x, precision, 4 * FEW, 64)
+    yield "conv_dgrad_few", True, tile_sizes.phases_tiles(x, precision, 4 * FEW, 64)
 
 
-@pytest.mark.parametrize("capability", sorted(configs.TILES) if runtime.MISSING is None else [])
+@pytest.mark.parametrize("capability", sorted(tile_sizes.TILES) if runtime.MISSING is None else [])
 def test_candidates_are_few_and_compiled(capability, monkeypatch):
     """With the other backends at most eight, each in what make check-triton compiles."""
     compiled = set()
     for name in CONTRACTIONS:
-        for entry in importlib.import_module(f"genimg.kernels.triton.{name}").compiles():
+        for entry in module_of(name).compiles():
             found = entry.constexprs
             if "BLOCK_M" not in found or COMPILED_FOR.get(capability, capability) not in (
                 entry.capabilities
@@ -297,16 +304,18 @@ def test_candidates_are_few_and_compiled(capability, monkeypatch):
             for tile in tiles:
                 assert (name, few, dtype == torch.float32, precision, tile) in compiled
     assert several == {*CONTRACTIONS}
-    assert by_descriptors == ({"conv_fprop", "conv_dgrad"} if capability in configs.TMA else set())
+    assert by_descriptors == (
+        {"conv_fprop", "conv_dgrad"} if capability in tile_sizes.TMA else set()
+    )
 
 
 def test_as_wide_as_all_columns_of_all_phases(monkeypatch):
     """dgrad for few channels has one tile of columns, whatever is measured."""
-    for capability in configs.TILES:
-        monkeypatch.setattr(configs, "INTERPRETED", False)
-        monkeypatch.setattr(configs, "_capability", lambda device, found=capability: found)
+    for capability in tile_sizes.TILES:
+        monkeypatch.setattr(tile_sizes, "INTERPRETED", False)
+        monkeypatch.setattr(tile_sizes, "_capability", lambda device, found=capability: found)
         for columns in (2, 12, 27, 64):
             for dtype, precision in PRECISIONS:
                 x = torch.empty(1, dtype=dtype)
-                tiles = configs.phases_tiles(x, precision, columns, 64)
+                tiles = tile_sizes.phases_tiles(x, precision, columns, 64)
                 assert all(tile.n >= columns for tile in tiles)

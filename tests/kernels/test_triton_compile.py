@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from genimg.kernels.triton import runtime
-from genimg.kernels.triton.offline import Compile, Compiled, faults, narrow_accesses
+from genimg.kernels.triton.aot import Compile, Compiled, faults, narrow_accesses
 
 FOLDER = Path(__file__).parent
 
@@ -59,7 +59,7 @@ def found_by_name():
 
 @pytest.mark.parametrize(("version", "allowed"), [("3.6.0", 0), ("3.7.1", 0), ("3.9.0", 16)])
 def test_four_registers_may_spill_under_one_release(monkeypatch, version, allowed):
-    monkeypatch.setattr("genimg.kernels.triton.offline.VERSION", version)
+    monkeypatch.setattr("genimg.kernels.triton.aot.VERSION", version)
     entry = Compile(found_by_name, "", {}, {}, {}, ())
 
     def found(stack):

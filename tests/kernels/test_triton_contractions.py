@@ -13,10 +13,10 @@ from genimg.kernels.triton import runtime
 
 pytestmark = pytest.mark.skipif(runtime.MISSING is not None, reason=f"{runtime.MISSING}")
 if runtime.MISSING is None:
-    from genimg.kernels.triton.conv_dgrad import dgrad
-    from genimg.kernels.triton.conv_fprop import fprop
-    from genimg.kernels.triton.conv_wgrad import wgrad
-    from genimg.kernels.triton.epilogue import Epilogue
+    from genimg.kernels.triton.conv.dgrad import dgrad
+    from genimg.kernels.triton.conv.epilogue import Epilogue
+    from genimg.kernels.triton.conv.fprop import fprop
+    from genimg.kernels.triton.conv.wgrad import wgrad
 
 # Large image [N, C, H, W], small channels, kernel, stride, padding, dilation.
 GEOMETRIES = {
@@ -111,7 +111,7 @@ def test_activations(name, activation):
 
 @pytest.mark.parametrize("unwanted", ["wgrad", "dgrad"])
 def test_gradients_that_nobody_asks_for_are_not_computed(unwanted, monkeypatch):
-    from genimg.kernels.triton import convolution
+    from genimg.kernels.triton.conv import convolution
 
     x = draw(2, 3, 8, 8).float().requires_grad_()
     weight = draw(4, 3, 4, 4).float().requires_grad_()

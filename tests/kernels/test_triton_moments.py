@@ -9,10 +9,10 @@ from genimg.kernels.triton import runtime
 pytestmark = pytest.mark.skipif(runtime.MISSING is not None, reason=f"{runtime.MISSING}")
 if runtime.MISSING is None:
     from genimg.kernels.triton import moments
-    from genimg.kernels.triton.convolution import Convolution
-    from genimg.kernels.triton.epilogue import Epilogue
-    from genimg.kernels.triton.geometry import as_pixels
-    from genimg.kernels.triton.prologue import ReadImage
+    from genimg.kernels.triton.conv.convolution import Convolution
+    from genimg.kernels.triton.conv.epilogue import Epilogue
+    from genimg.kernels.triton.conv.geometry import as_pixels
+    from genimg.kernels.triton.conv.prologue import ReadImage
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

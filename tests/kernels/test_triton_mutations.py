@@ -30,7 +30,7 @@ class Fault:
     Attributes:
         name: what is wrong.
         op: whose kernels are run.
-        module: of ``kernels/triton``, without the suffix.
+        module: of ``kernels/triton``, dotted.
         old, new: the texts.
         case: one of the op's cases.
         constants: module.NAME -> value, such as tiles small enough for a case to have several.
@@ -47,7 +47,7 @@ class Fault:
 
 # Two parts of two tiles or more, in each of the two layouts.
 _TILES = {"batch_norm_act.TILE": 64, "batch_norm_act.BLOCK_P": 1}
-_PARTS = {"lines.PROGRAMS": 1, "lines.PARTS": 2}
+_PARTS = {"channel_layout.PROGRAMS": 1, "channel_layout.PARTS": 2}
 
 
 def _norm(name: str, old: str, new: str, case: str, module: str = "batch_norm_act") -> Fault:
@@ -59,15 +59,15 @@ def _reparam(name: str, old: str, new: str, case: str, module: str = "reparam_kl
 
 
 def _fprop(name: str, old: str, new: str, case: str = "k4s2p1_wide") -> Fault:
-    return Fault(name, "conv2d", "conv_fprop", old, new, case)
+    return Fault(name, "conv2d", "conv.fprop", old, new, case)
 
 
-def _dgrad(name: str, old: str, new: str, case: str, module: str = "conv_dgrad") -> Fault:
+def _dgrad(name: str, old: str, new: str, case: str, module: str = "conv.dgrad") -> Fault:
     return Fault(name, "conv_transpose2d", module, old, new, case)
 
 
 def _wgrad(name: str, old: str, new: str, case: str = "k4s2p1_wide") -> Fault:
-    return Fault(name, "conv2d", "conv_wgrad", old, new, case, {"configs.PART_STEPS": 1})
+    return Fault(name, "conv2d", "conv.wgrad", old, new, case, {"conv.tile_sizes.PART_STEPS": 1})
 
 
 # Rows of tiles merge in two blocks or more.
@@ -105,14 +105,14 @@ FAULTS = (
         "kw = rw + PAD_W - dw * STRIDE_W",
         "kw = rw + PAD_W + (dw - FIRST_W + 1 - SHIFTS_W) * STRIDE_W",
         "few_channels",
-        "conv_dgrad_few",
+        "conv.dgrad_few",
     ),
     _dgrad(
         "tap_of_another_phase_of_few_channels",
         "& (kw < KW * DILATION_W)\n        reached = reached &",
         "\n        reached = reached &",
         "few_channels",
-        "conv_dgrad_few",
+        "conv.dgrad_few",
     ),
     _wgrad(
         "swapped_tap",
@@ -124,31 +124,31 @@ FAULTS = (
     _wgrad("dropped_mask_of_the_padding", "& (iw >= 0) & (iw < large_w)", "& (iw >= 0)"),
     _stack(
         "padding_not_zero_behind_the_prologue",
-        "prologue",
+        "conv.prologue",
         "x = tl.where(inside, wide, 0.0).to(x.dtype)",
         "x = wide.to(x.dtype)",
     ),
     _stack(
         "prologue_without_its_activation",
-        "prologue",
+        "conv.prologue",
         "wide = tl.where(wide > 0, wide, wide * slope)",
         "wide = wide",
     ),
     _stack(
         "gradient_of_the_mean_left_out",
-        "prologue",
+        "conv.prologue",
         "apart * tilt[None, :] + shift[None, :]",
         "apart * tilt[None, :]",
     ),
     _stack(
         "sign_of_y_in_place_of_z",
-        "epilogue",
+        "conv.epilogue",
         "tile = tl.where(z > 0, tile, tile * slope)",
         "tile = tl.where(y > 0, tile, tile * slope)",
     ),
     _stack(
         "dropped_mask_of_the_statistics",
-        "epilogue",
+        "conv.epilogue",
         "tl.where(inside, values - mean[None, :], 0.0)",
         "values - mean[None, :]",
     ),
@@ -220,8 +220,10 @@ FAULTS = (
         "dz_x_sums += (dz + 1.0) * (x - mean)",
         "primes",
     ),
-    _norm("columns_beyond_the_end", "& (n < columns)[None, :]\n\n", "\n\n", "primes", "lines"),
-    _norm("every_channel_the_first", "offsets = base + ", "offsets = ", "primes", "lines"),
+    _norm(
+        "columns_beyond_the_end", "& (n < columns)[None, :]\n\n", "\n\n", "primes", "channel_layout"
+    ),
+    _norm("every_channel_the_first", "offsets = base + ", "offsets = ", "primes", "channel_layout"),
     _reparam("dropped_mask_of_the_sum", "tl.where(inside, terms, 0.0)", "terms + 0.1", "primes"),
     _reparam("no_clamp", "tl.where(logvar > 20.0, 20.0, logvar)", "logvar", "extreme_logvar"),
     _reparam(
@@ -289,14 +291,14 @@ def plant(tmp_path):
     package.__path__ = [str(copy)]
 
     def plant(fault: Fault, mutate: bool = True) -> None:
-        source = copy / f"{fault.module}.py"
+        source = copy / f"{fault.module.replace('.', '/')}.py"
         text = source.read_text(encoding="utf-8")
         found = text.count(fault.old)
         assert found == 1, f"{fault.name}: {fault.old!r} stands {found} times in {source.name}"
         if mutate:
             source.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
         for constant, value in fault.constants.items():
-            module, name = constant.split(".")
+            module, name = constant.rsplit(".", 1)
             module = importlib.import_module(f"{package.__name__}.{module}")
             assert hasattr(module, name), constant
             setattr(module, name, value)

@@ -236,12 +236,12 @@ def test_kernel_keeps_non_finite_values_in_their_channel(value, layout, backend)
 def small_tiles(monkeypatch):
     """Triton's kernels in many tiles and several parts, on tensors for the interpreter."""
     from genimg.kernels.triton import batch_norm_act as kernel
-    from genimg.kernels.triton import lines
+    from genimg.kernels.triton import channel_layout
 
     for name, value in (("TILE", 64), ("BLOCK_P", 2)):
         monkeypatch.setattr(kernel, name, value)
     for name, value in (("PROGRAMS", 12), ("PARTS", 3), ("COLUMNS_OF_PIXELS", 4)):
-        monkeypatch.setattr(lines, name, value)
+        monkeypatch.setattr(channel_layout, name, value)
 
 
 @needs_triton

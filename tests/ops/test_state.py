@@ -310,7 +310,7 @@ def test_no_op_hands_out_an_alias(training):
 @needs_triton
 def test_triton_hands_out_no_alias():
     from genimg.kernels.triton import batch_norm_act as norm_kernel
-    from genimg.kernels.triton import conv_stack as stack_kernel
+    from genimg.kernels.triton.conv import stack as stack_kernel
 
     mean, var = torch.randn(4), torch.rand(4) + 0.5
     for x in (torch.randn(2, 4, 3, 3), torch.randn(0, 4, 3, 3)):

@@ -1,7 +1,7 @@
 // A C interface over the launchers that have options which no op uses, for ctypes.
-#include "conv_dgrad.h"
-#include "conv_fprop.h"
-#include "conv_wgrad.h"
+#include "conv/dgrad.h"
+#include "conv/fprop.h"
+#include "conv/wgrad.h"
 #include "testing.h"
 
 using bf16 = __nv_bfloat16;

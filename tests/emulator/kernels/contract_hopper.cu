@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(64))
 #endif
 }
 
-// A patch of 8x8 pixels of 10x18, as conv_halo.h has them: 16 bytes a pixel, one
+// A patch of 8x8 pixels of 10x18, as conv/sm90.h has them: 16 bytes a pixel, one
 // plane for each eight channels.
 constexpr int kPitch = 18 * 16, kPlane = 10 * kPitch;
 

@@ -1,0 +1,43 @@
+// Which form a convolution takes.
+#pragma once
+
+#include "col2im.h"
+#include "few.h"
+
+namespace genimg::cpu::GENIMG_ISA {
+
+inline bool fits_winograd(const ConvGeometry& g) {
+  return g.kernel_h == 4 && g.kernel_w == 4 && g.stride_h == 2 && g.stride_w == 2 && g.pad_h == 1 &&
+         g.pad_w == 1 && g.large_h == 2 * g.small_h && g.large_w == 2 * g.small_w;
+}
+
+// Below so many tiles the work is to read the weight, of whose 16 taps F(2,2) makes 36 matrices.
+constexpr int64_t kFewTiles = 8;
+
+// Up to this side F(3,2) saves few products, and its packed weight is larger.
+constexpr int64_t kSmallSide = 5;
+
+inline ConvForm winograd_or_direct(const ConvGeometry& g) {
+  const int64_t tiles = g.batch * divide_up(g.small_h, 2) * divide_up(g.small_w, 2);
+  if (!fits_winograd(g) || tiles <= kFewTiles) return ConvForm::direct;
+  const int64_t side = larger(g.small_h, g.small_w);
+  return side <= kSmallSide ? ConvForm::winograd2 : ConvForm::winograd3;
+}
+
+inline bool fits_columns(const ConvGeometry& g) {
+  return g.kernel_h == 4 && g.kernel_w == 4 && g.batch * g.small_h * g.small_w <= kFewPixels;
+}
+
+// `plain`: the epilogue is, and takes no moments.
+inline ConvForm form_of(const ConvGeometry& g, ConvDirection direction, bool plain) {
+  const bool few = direction == ConvDirection::fprop || plain;
+  if (few && g.large_c <= kFewChannels) return ConvForm::few;
+  if (direction == ConvDirection::dgrad && fits_columns(g)) return ConvForm::columns;
+  return winograd_or_direct(g);
+}
+
+inline ConvForm wgrad_form(const ConvGeometry& g) {
+  return g.large_c <= kFewChannels ? ConvForm::few : winograd_or_direct(g);
+}
+
+}  // namespace genimg::cpu::GENIMG_ISA

@@ -1,0 +1,1 @@
+"""Convolutions: fprop, dgrad, wgrad, and the stack made of them."""
