@@ -12,9 +12,10 @@ PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
 # The one list of them is pyproject.toml's.
 BUILD_TOOLS = $(shell sed -n 's/^requires = \[\(.*\)\]$$/\1/p' pyproject.toml | tr ',' ' ')
-SOURCES := CMakeLists.txt setup.py $(wildcard cmake/* csrc/* kernels/cpu/* kernels/cpu/*/* \
+SOURCES := CMakeLists.txt setup.py $(wildcard cmake/* csrc/* csrc/*/* kernels/cpu/* kernels/cpu/*/* \
 	kernels/cuda/* kernels/cuda/*/*)
-FORMATTED := $(wildcard csrc/*.cpp csrc/*.h kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*/*.cpp kernels/cpu/*/*.h kernels/cuda/*.cu \
+FORMATTED := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h \
+	kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*/*.cpp kernels/cpu/*/*.h kernels/cuda/*.cu \
 	kernels/cuda/*.h kernels/cuda/*/*.h kernels/cuda/*/*.cu tests/kernels/*.cpp \
 	tests/emulator/kernels/*.cu tests/emulator/kernels/*.cpp tests/emulator/kernels/glue/*.cpp \
 	tests/emulator/kernels/glue/*.h tests/emulator/kernels/glue/*/*/*.h tests/emulator/src/*.h tests/emulator/src/*.cpp)

@@ -11,25 +11,15 @@
 #include <tuple>
 #include <vector>
 
-#include "channel_layout.h"
-#include "checks.h"
+#include "batch_norm_act.h"
 #include "dispatch.h"
-#include "memory_format.h"
-
-#ifdef GENIMG_WITH_CUDA
-#include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-
-#include "../kernels/cuda/batch_norm_act.h"
-#include "../kernels/cuda/batch_norm_act_single_pass.h"
-#endif
 
 namespace genimg {
 namespace {
 
 using cpu::BatchNormActKernels;
+using norm::Floats;
+using norm::Optional;
 
 template <typename T>
 BatchNormActKernels<T> kernels() = delete;
@@ -46,71 +36,6 @@ BatchNormActKernels<uint16_t> kernels<uint16_t>() {
   BatchNormActKernels<uint16_t> table;
   GENIMG_CPU_KERNEL(batch_norm_act_bf16)(&table);
   return table;
-}
-
-// A parameter as floats; null where there is none.
-struct Floats {
-  explicit Floats(const std::optional<at::Tensor>& parameter)
-      : tensor(parameter ? parameter->to(at::kFloat).contiguous() : at::Tensor()),
-        values(parameter ? tensor.const_data_ptr<float>() : nullptr) {}
-
-  float at(int64_t c, float otherwise) const { return values ? values[c] : otherwise; }
-
-  const at::Tensor tensor;
-  const float* values;
-};
-
-void check_channels(const char* op, const char* name, const std::optional<at::Tensor>& parameter,
-                    const at::Tensor& x) {
-  if (!parameter) return;
-  TORCH_CHECK(parameter->dim() == 1 && parameter->size(0) == x.size(1), op, ": expected ", name,
-              " of shape [", x.size(1), "], but got ", parameter->sizes());
-  check_same_device(op, "x", x, name, *parameter);
-}
-
-void check_input(const char* op, const at::Tensor& x) {
-  TORCH_CHECK(x.dim() >= 2, op, ": expected x of shape [N, C, ...], but got ", x.sizes());
-}
-
-using Optional = std::optional<at::Tensor>;
-
-void check_forward(const char* op, const at::Tensor& x, const Optional& weight,
-                   const Optional& bias, const Optional& running_mean, const Optional& running_var,
-                   bool training) {
-  check_input(op, x);
-  check_channels(op, "weight", weight, x);
-  check_channels(op, "bias", bias, x);
-  check_channels(op, "running_mean", running_mean, x);
-  check_channels(op, "running_var", running_var, x);
-  TORCH_CHECK(training || (running_mean && running_var), op,
-              ": expected running statistics, since training=False");
-  TORCH_CHECK(!training || x.numel() > x.size(1), op,
-              ": expected more than 1 value per channel when training, got input size ", x.sizes());
-}
-
-void check_backward(const char* op, const at::Tensor& grad_y, const at::Tensor& x,
-                    const Optional& weight, const Optional& bias, const at::Tensor& mean,
-                    const at::Tensor& rstd) {
-  check_input(op, x);
-  check_like(op, "x", x, "grad_y", grad_y);
-  check_channels(op, "weight", weight, x);
-  check_channels(op, "bias", bias, x);
-  check_channels(op, "mean", mean, x);
-  check_channels(op, "rstd", rstd, x);
-}
-
-// torch's formats where a size of 1 lets both fit: its norm takes the contiguous one then, where
-// its input does, and so does an activation behind it.
-at::MemoryFormat output_format(const Laid& laid, const at::Tensor& x, double negative_slope) {
-  const bool activated = negative_slope != 1 && fits_both_formats(x.sizes());
-  return x.is_contiguous() || activated ? at::MemoryFormat::Contiguous : laid.format;
-}
-
-at::MemoryFormat grad_format(const Laid& laid, const at::Tensor& x, const at::Tensor& grad_y,
-                             double negative_slope) {
-  const bool plain = negative_slope == 1 && x.is_contiguous() &&
-                     grad_y.suggest_memory_format() != at::MemoryFormat::Contiguous;
-  return plain ? at::MemoryFormat::Contiguous : laid.format;
 }
 
 template <typename T>
@@ -192,7 +117,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cp
     const std::optional<at::Tensor>& running_var, bool training, double eps,
     double negative_slope) {
   const char* op = "batch_norm_act_fwd";
-  check_forward(op, x, weight, bias, running_mean, running_var, training);
+  norm::check_forward(op, x, weight, bias, running_mean, running_var, training);
   const Laid laid = lay_out(x);
   const Pieces pieces(laid.layout);
   const int64_t channels = x.size(1);
@@ -220,7 +145,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cp
     rstd_ptr[c] = static_cast<float>(1 / std::sqrt(static_cast<double>(rstd_ptr[c]) + eps));
   }
   const PerChannel affine = forward_affine(channels, Floats(weight), Floats(bias), rstd_ptr);
-  at::Tensor y = empty_in(laid, output_format(laid, x, negative_slope));
+  at::Tensor y = empty_in(laid, norm::output_format(laid, x, negative_slope));
   const auto slope = static_cast<float>(negative_slope);
   switch (x.scalar_type()) {
     case at::kFloat:
@@ -328,7 +253,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cpu(
     const std::optional<at::Tensor>& bias, const at::Tensor& mean, const at::Tensor& rstd,
     bool training, double negative_slope, bool needs_grad_x) {
   const char* op = "batch_norm_act_bwd";
-  check_backward(op, grad_y, x, weight, bias, mean, rstd);
+  norm::check_backward(op, grad_y, x, weight, bias, mean, rstd);
   const Laid laid = lay_out(x);
   const int64_t channels = x.size(1);
   const Floats means(mean), rstds(rstd);
@@ -336,8 +261,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cpu(
   const auto options = x.options().dtype(at::kFloat);
   at::Tensor grad_weight = at::empty({channels}, options),
              grad_bias = at::empty({channels}, options);
-  at::Tensor grad_x = needs_grad_x ? empty_in(laid, grad_format(laid, x, grad_y, negative_slope))
-                                   : at::empty({0}, x.options());
+  at::Tensor grad_x = needs_grad_x
+                          ? empty_in(laid, norm::grad_format(laid, x, grad_y, negative_slope))
+                          : at::empty({0}, x.options());
   const auto run = [&]<typename T>(T) {
     backward<T>(laid, in_order_of(laid, grad_y), affine, means.values, rstds.values, training,
                 static_cast<float>(negative_slope), grad_weight.mutable_data_ptr<float>(),
@@ -355,120 +281,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cpu(
   }
   return {grad_x, grad_weight, grad_bias};
 }
-
-#ifdef GENIMG_WITH_CUDA
-
-cuda::BatchNormActShape shape_of(const Layout& layout) {
-  return {layout.pixels,       layout.batch,          layout.channels,    layout.plane,
-          layout.batch_stride, layout.channel_stride, layout.pixel_stride};
-}
-
-// Partial results, and the tickets by which the last block is found.
-struct Scratch {
-  Scratch(const cuda::BatchNormActShape& shape, const at::TensorOptions& options)
-      : floats(at::empty({cuda::batch_norm_act_scratch(shape)}, options)),
-        tickets(at::zeros({shape.channels}, options.dtype(at::kInt))),
-        floats_ptr(floats.mutable_data_ptr<float>()),
-        tickets_ptr(static_cast<unsigned*>(tickets.mutable_data_ptr())) {}
-
-  const at::Tensor floats, tickets;
-  float* const floats_ptr;
-  unsigned* const tickets_ptr;
-};
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cuda(
-    const at::Tensor& x, const Optional& weight, const Optional& bias, const Optional& running_mean,
-    const Optional& running_var, bool training, double eps, double negative_slope) {
-  const char* op = "batch_norm_act_fwd";
-  check_forward(op, x, weight, bias, running_mean, running_var, training);
-  const c10::cuda::CUDAGuard guard(x.device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  const Laid laid = lay_out(x);
-  const auto shape = shape_of(laid.layout);
-  const auto options = x.options().dtype(at::kFloat);
-  at::Tensor mean = at::empty({shape.channels}, options),
-             rstd = at::empty({shape.channels}, options),
-             var = at::empty({training ? shape.channels : 0}, options);
-  float* mean_ptr = mean.mutable_data_ptr<float>();
-  float* rstd_ptr = rstd.mutable_data_ptr<float>();
-  const Floats weights(weight), biases(bias);
-  at::Tensor y = empty_in(laid, output_format(laid, x, negative_slope));
-  for_cuda_dtype(op, x.scalar_type(), [&]<typename T>(T) {
-    const T* x_ptr = static_cast<const T*>(laid.x.const_data_ptr());
-    T* y_ptr = static_cast<T*>(y.mutable_data_ptr());
-    const auto slope = static_cast<float>(negative_slope);
-    if (training && cuda::batch_norm_act_single_pass_serves<T>(shape, x_ptr, nullptr, y_ptr)) {
-      C10_CUDA_CHECK(cuda::launch_batch_norm_act_single_pass_fwd(
-          x_ptr, y_ptr, shape, weights.values, biases.values, static_cast<float>(eps), slope,
-          mean_ptr, rstd_ptr, var.mutable_data_ptr<float>(), stream));
-      return;
-    }
-    if (training) {
-      const Scratch scratch(shape, options);
-      C10_CUDA_CHECK(cuda::launch_batch_norm_act_stats(
-          x_ptr, shape, static_cast<float>(eps), scratch.floats_ptr, scratch.tickets_ptr, mean_ptr,
-          rstd_ptr, var.mutable_data_ptr<float>(), stream));
-    } else {
-      const Floats means(running_mean), vars(running_var);
-      C10_CUDA_CHECK(cuda::launch_batch_norm_act_running(means.values, vars.values, shape.channels,
-                                                         static_cast<float>(eps), mean_ptr,
-                                                         rstd_ptr, stream));
-    }
-    C10_CUDA_CHECK(cuda::launch_batch_norm_act_fwd(
-        x_ptr, y_ptr, shape, weights.values, biases.values, mean_ptr, rstd_ptr, slope, stream));
-  });
-  return {y, mean, rstd, var};
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cuda(
-    const at::Tensor& grad_y, const at::Tensor& x, const Optional& weight, const Optional& bias,
-    const at::Tensor& mean, const at::Tensor& rstd, bool training, double negative_slope,
-    bool needs_grad_x) {
-  const char* op = "batch_norm_act_bwd";
-  check_backward(op, grad_y, x, weight, bias, mean, rstd);
-  const c10::cuda::CUDAGuard guard(x.device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  const Laid laid = lay_out(x);
-  const auto shape = shape_of(laid.layout);
-  const auto options = x.options().dtype(at::kFloat);
-  at::Tensor grad_x = needs_grad_x ? empty_in(laid, grad_format(laid, x, grad_y, negative_slope))
-                                   : at::empty({0}, x.options());
-  if (x.numel() == 0) {
-    return {grad_x, at::zeros({shape.channels}, options), at::zeros({shape.channels}, options)};
-  }
-  const Floats weights(weight), biases(bias), means(mean), rstds(rstd);
-  const at::Tensor grad = in_order_of(laid, grad_y);
-  at::Tensor grad_weight = at::empty({shape.channels}, options),
-             grad_bias = at::empty({shape.channels}, options);
-  float* grad_weight_ptr = grad_weight.mutable_data_ptr<float>();
-  float* grad_bias_ptr = grad_bias.mutable_data_ptr<float>();
-  const auto slope = static_cast<float>(negative_slope);
-  for_cuda_dtype(op, x.scalar_type(), [&]<typename T>(T) {
-    const T* grad_ptr = static_cast<const T*>(grad.const_data_ptr());
-    const T* x_ptr = static_cast<const T*>(laid.x.const_data_ptr());
-    T* grad_x_ptr = needs_grad_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr;
-    if (training && needs_grad_x &&
-        cuda::batch_norm_act_single_pass_serves<T>(shape, x_ptr, grad_ptr, grad_x_ptr)) {
-      C10_CUDA_CHECK(cuda::launch_batch_norm_act_single_pass_bwd(
-          grad_ptr, x_ptr, grad_x_ptr, shape, weights.values, biases.values, means.values,
-          rstds.values, slope, grad_weight_ptr, grad_bias_ptr, stream));
-      return;
-    }
-    const Scratch scratch(shape, options);
-    C10_CUDA_CHECK(cuda::launch_batch_norm_act_sums(
-        grad_ptr, x_ptr, shape, weights.values, biases.values, means.values, rstds.values, slope,
-        scratch.floats_ptr, scratch.tickets_ptr, grad_weight_ptr, grad_bias_ptr, stream));
-    if (!needs_grad_x) return;
-    // Running statistics do not depend on x.
-    C10_CUDA_CHECK(cuda::launch_batch_norm_act_bwd(
-        grad_ptr, x_ptr, grad_x_ptr, shape, weights.values, biases.values, means.values,
-        rstds.values, training ? grad_weight_ptr : nullptr, training ? grad_bias_ptr : nullptr,
-        slope, stream));
-  });
-  return {grad_x, grad_weight, grad_bias};
-}
-
-#endif
 
 }  // namespace
 
@@ -489,12 +301,5 @@ TORCH_LIBRARY_IMPL(genimg, CPU, m) {
   m.impl("batch_norm_act_fwd", batch_norm_act_fwd_cpu);
   m.impl("batch_norm_act_bwd", batch_norm_act_bwd_cpu);
 }
-
-#ifdef GENIMG_WITH_CUDA
-TORCH_LIBRARY_IMPL(genimg, CUDA, m) {
-  m.impl("batch_norm_act_fwd", batch_norm_act_fwd_cuda);
-  m.impl("batch_norm_act_bwd", batch_norm_act_bwd_cuda);
-}
-#endif
 
 }  // namespace genimg

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "pages.h"
+#include "cpu/huge_pages.h"
 
 namespace genimg {
 

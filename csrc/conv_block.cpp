@@ -12,9 +12,9 @@
 
 #include <cmath>
 
-#include "contraction.h"
+#include "cpu/contraction.h"
+#include "cpu/huge_pages.h"
 #include "memory_format.h"
-#include "pages.h"
 
 namespace genimg {
 

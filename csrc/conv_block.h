@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "convolution.h"
-#include "moments.h"
-#include "read_image.h"
+#include "cpu/moments.h"
+#include "cpu/read_image.h"
 
 namespace genimg {
 

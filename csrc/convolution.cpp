@@ -8,10 +8,10 @@
 #include <array>
 
 #include "checks.h"
-#include "contraction.h"
+#include "cpu/contraction.h"
+#include "cpu/huge_pages.h"
 #include "dispatch.h"
 #include "memory_format.h"
-#include "pages.h"
 
 namespace genimg {
 

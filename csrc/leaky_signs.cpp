@@ -7,8 +7,8 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include "cpu/huge_pages.h"
 #include "dispatch.h"
-#include "pages.h"
 
 namespace genimg {
 namespace {

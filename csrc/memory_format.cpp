@@ -9,7 +9,7 @@
 #include <algorithm>
 
 #include "../kernels/cpu/transpose.h"
-#include "pages.h"
+#include "cpu/huge_pages.h"
 
 namespace genimg {
 namespace {

@@ -34,20 +34,7 @@ ROOMS = (
     ),
 )
 MAY_IMPORT_GENIMG_ITSELF = ("__main__", "cli", "info")
-GLUE_OF_SEVERAL = {
-    "contraction",
-    "conv_block",
-    "conv_stack_cuda",
-    "convolution",
-    "convolution_cuda",
-    "leaky_signs",
-    "memory_format",
-    "module",
-    "moments",
-    "pages",
-    "read_image",
-    "scratch",
-}
+GLUE_OF_SEVERAL = {"conv_block", "convolution", "leaky_signs", "memory_format", "module"}
 NOT_OPS = {
     "ops": {"__init__", "checks", "conv_block", "convolution", "flops", "leaky_signs"},
     "reference": {"__init__"},

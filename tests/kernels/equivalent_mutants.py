@@ -86,6 +86,13 @@ RULES = (
         r"most = 1; -> ",
     ),
     *_same(
+        "Tiling::max_values|conv_wgrad_plan",
+        "the room of scratch for one pass of several; what is written past it is for make sanitize "
+        "to find",
+        r"^larger\(most, .* -> second argument: most",
+        r"^pass = 0; -> 1: for",
+    ),
+    *_same(
         "tiling_of",
         "one product is its own inverse transform, whatever the size",
         r"^form == ConvForm::winograd3 -> true: t.size",
@@ -161,6 +168,12 @@ RULES = (
         r"^smaller\(count, h.patch \* run / kWidth \* kWidth\) -> second",
         r"\* (run|kWidth) -> a: const int64_t cleared",
         r"^patch <= t -> a < b: const bool whole",
+    ),
+    *_same(
+        "load_gathered_tile",
+        "a vector is four: at most twelve of sixteen taps or more are left as they are",
+        r"^run / kWidth -> a % b: const int64_t cleared",
+        levels=("baseline",),
     ),
     *_same("load_gathered_tile", "a run of no columns copies none", r"^begin < end -> true"),
     # conv/store.h
@@ -261,6 +274,18 @@ RULES = (
         r"const int64_t next =",
         r"row < next",
         r"const T\* ahead",
+    ),
+    *_same(
+        "ColumnsContraction::run",
+        "take_moments stores over the sums of a plain epilogue",
+        r"^(first|second) \+ v -> a - b: store_as<PlainStore>",
+    ),
+    *_same(
+        "ColumnsContraction::multiply_channels",
+        "a vector is not a block, and sixteen taps are whole panels",
+        r"^last -> true: const int64_t next_vector",
+        r"^products \+ column -> a - b: add_rows<1>",
+        levels=("baseline", "avx2"),
     ),
     *_same(
         "ColumnsContraction::multiply_channels",

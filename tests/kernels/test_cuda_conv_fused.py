@@ -167,7 +167,7 @@ def contraction(direction, small_c, large_c, dtype, batch=2, height=6, width=7):
     weight = (torch.randn(small_c, large_c, 4, 4) / 8).to(dtype)
     small, large = (batch, small_c, height, width), (batch, large_c, 2 * height, 2 * width)
     sizes = conv.geometry(small, large, weight, (2, 2), (1, 1))
-    to_small = direction.startswith("fprop")
+    to_small = direction.endswith("fprop")
     function = F.conv2d if to_small else F.conv_transpose2d
     given, wanted = (large, small) if to_small else (small, large)
     return weight, sizes, given, wanted, lambda x: function(x, weight.double(), None, 2, 1)

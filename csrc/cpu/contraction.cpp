@@ -6,11 +6,11 @@
 #include <algorithm>
 #include <atomic>
 
-#include "../kernels/cpu/conv/dgrad.h"
-#include "../kernels/cpu/conv/fprop.h"
-#include "../kernels/cpu/conv/pack.h"
-#include "../kernels/cpu/conv/wgrad.h"
-#include "memory_format.h"
+#include "../../kernels/cpu/conv/dgrad.h"
+#include "../../kernels/cpu/conv/fprop.h"
+#include "../../kernels/cpu/conv/pack.h"
+#include "../../kernels/cpu/conv/wgrad.h"
+#include "../memory_format.h"
 #include "scratch.h"
 
 namespace genimg {

@@ -11,12 +11,12 @@
 
 #include <vector>
 
-#include "../kernels/cuda/conv/stack.h"
-#include "checks.h"
-#include "conv_block.h"
-#include "convolution_cuda.h"
-#include "dispatch.h"
-#include "memory_format.h"
+#include "../../kernels/cuda/conv/stack.h"
+#include "../checks.h"
+#include "../conv_block.h"
+#include "../dispatch.h"
+#include "../memory_format.h"
+#include "convolution.h"
 
 namespace genimg {
 namespace {

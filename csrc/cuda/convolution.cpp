@@ -1,6 +1,6 @@
 // The convolutions on a GPU: memory from torch's allocator, the current stream, no synchronisation.
 #ifdef GENIMG_WITH_CUDA
-#include "convolution_cuda.h"
+#include "convolution.h"
 
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
@@ -12,13 +12,13 @@
 #include <limits>
 #include <string_view>
 
-#include "../kernels/cuda/conv/dgrad.h"
-#include "../kernels/cuda/conv/fprop.h"
-#include "../kernels/cuda/conv/wgrad.h"
-#include "checks.h"
-#include "convolution.h"
-#include "dispatch.h"
-#include "memory_format.h"
+#include "../../kernels/cuda/conv/dgrad.h"
+#include "../../kernels/cuda/conv/fprop.h"
+#include "../../kernels/cuda/conv/wgrad.h"
+#include "../checks.h"
+#include "../convolution.h"
+#include "../dispatch.h"
+#include "../memory_format.h"
 
 namespace genimg {
 

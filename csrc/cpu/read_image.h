@@ -3,7 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "../kernels/cpu/conv/geometry.h"
+#include "../../kernels/cpu/conv/geometry.h"
 
 namespace genimg {
 

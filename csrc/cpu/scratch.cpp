@@ -6,7 +6,7 @@
 #include <new>
 #include <vector>
 
-#include "pages.h"
+#include "huge_pages.h"
 
 namespace genimg {
 namespace {

@@ -1,4 +1,4 @@
-#include "pages.h"
+#include "huge_pages.h"
 
 #include <ATen/ops/empty.h>
 

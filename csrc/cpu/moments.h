@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "../kernels/cpu/conv/geometry.h"
+#include "../../kernels/cpu/conv/geometry.h"
 
 namespace genimg {
 

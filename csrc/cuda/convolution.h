@@ -6,8 +6,8 @@
 
 #include <optional>
 
-#include "../kernels/cpu/conv/geometry.h"
-#include "../kernels/cuda/conv/geometry.h"
+#include "../../kernels/cpu/conv/geometry.h"
+#include "../../kernels/cuda/conv/geometry.h"
 
 namespace genimg {
 
