@@ -17,8 +17,9 @@ SOURCES := CMakeLists.txt setup.py $(wildcard cmake/* csrc/* csrc/*/* kernels/cp
 FORMATTED := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h \
 	kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*/*.cpp kernels/cpu/*/*.h kernels/cuda/*.cu \
 	kernels/cuda/*.h kernels/cuda/*/*.h kernels/cuda/*/*.cu tests/kernels/*.cpp \
-	tests/emulator/kernels/*.cu tests/emulator/kernels/*.cpp tests/emulator/kernels/glue/*.cpp \
-	tests/emulator/kernels/glue/*.h tests/emulator/kernels/glue/*/*/*.h tests/emulator/src/*.h tests/emulator/src/*.cpp)
+	tests/emulator/kernels/*.cu tests/emulator/kernels/*.cpp tests/emulator/kernels/bindings/*.cpp \
+	tests/emulator/kernels/bindings/*.h tests/emulator/kernels/bindings/*/*/*.h \
+	tests/emulator/src/*.h tests/emulator/src/*.cpp)
 NVCC_PACKAGES := $(foreach p,cuda-nvcc cuda-crt nvvm cuda-cccl cuda-runtime,"nvidia-$(p)==13.0.*")
 
 # Tests in as many processes as tests/conftest.py says.
@@ -83,7 +84,7 @@ lint: setup  ## ruff, mypy, clang-format
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
-check-cuda: setup  ## compile the CUDA kernels and their glue; needs no GPU and no CUDA torch
+check-cuda: setup  ## compile the CUDA kernels and their bindings; needs no GPU and no CUDA torch
 	@command -v nvcc >/dev/null || $(PIP) install -q $(NVCC_PACKAGES)
 	$(BIN)/cmake -S . -B build/check-cuda -GNinja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 		-DPython_EXECUTABLE=$(abspath $(PY)) -DGENIMG_COMPILE_ONLY=ON -DGENIMG_GATE=ON \

@@ -13,7 +13,7 @@ from layers import LAYERS
 from genimg import roofline
 from genimg.backends import OPS, BackendError, Op
 from genimg.bench import PROVIDERS, make_step
-from genimg.check import devices, taken, told, worst
+from genimg.check import devices, selected, told, worst
 from genimg.testing import Case, Error, prepare
 from genimg.timing import synchronize
 
@@ -97,7 +97,7 @@ def time_provider(benchmark: Any, op: Op, case: Case, provider: str, mode: str) 
     benchmark.group = f"{op.name} {case.name} {mode}"
     describe(benchmark, op.name, case.name, mode, provider, provider)
     kernel = provider.removesuffix("_channels_last")
-    backend = taken(op, case, DTYPE, DEVICE) if provider in GENIMG else kernel
+    backend = selected(op, case, DTYPE, DEVICE) if provider in GENIMG else kernel
     if backend in ("reference", *op.by_backend):
         try:
             error = check(op, case, backend)

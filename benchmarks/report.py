@@ -106,7 +106,7 @@ def table(groups: dict[str, dict[str, dict[str, Any]]]) -> str:
     kernels = sorted(present - {*GENIMG, *BASELINES})
     columns = [*(name for name in GENIMG if name in present), *baselines, *kernels]
     lines = [
-        f"| op, case, pass | taken | {' | '.join(columns)} | GFLOP/s | of the bound "
+        f"| op, case, pass | selected | {' | '.join(columns)} | GFLOP/s | of the bound "
         "| best PyTorch / genimg |",
         "|---|---|" + "---:|" * (len(columns) + 3),
     ]

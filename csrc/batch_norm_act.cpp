@@ -39,7 +39,7 @@ BatchNormActKernels<uint16_t> kernels<uint16_t>() {
 }
 
 template <typename T>
-void batch_moments(const Laid& laid, const Pieces& pieces, float* mean, float* var_biased,
+void batch_moments(const ChannelView& laid, const Pieces& pieces, float* mean, float* var_biased,
                    float* var_unbiased) {
   const auto kernel = kernels<T>();
   const Layout& layout = laid.layout;
@@ -89,8 +89,8 @@ PerChannel forward_affine(int64_t channels, const Floats& weight, const Floats& 
 }
 
 template <typename T>
-void forward(const Laid& laid, const Pieces& pieces, const PerChannel& affine, const float* mean,
-             float negative_slope, at::Tensor& y_tensor) {
+void forward(const ChannelView& laid, const Pieces& pieces, const PerChannel& affine,
+             const float* mean, float negative_slope, at::Tensor& y_tensor) {
   const auto kernel = kernels<T>();
   const Layout& layout = laid.layout;
   const T* x = static_cast<const T*>(laid.x.const_data_ptr());
@@ -118,7 +118,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cp
     double negative_slope) {
   const char* op = "batch_norm_act_fwd";
   norm::check_forward(op, x, weight, bias, running_mean, running_var, training);
-  const Laid laid = lay_out(x);
+  const ChannelView laid = channel_view(x);
   const Pieces pieces(laid.layout);
   const int64_t channels = x.size(1);
   const auto options = x.options().dtype(at::kFloat);
@@ -161,7 +161,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cp
 }
 
 template <typename T>
-void backward_sums(const Laid& laid, const Pieces& pieces, const T* grad_y,
+void backward_sums(const ChannelView& laid, const Pieces& pieces, const T* grad_y,
                    const PerChannel& affine, const float* mean, float negative_slope,
                    double* sum_dz, double* sum_dz_x) {
   const auto kernel = kernels<T>();
@@ -193,7 +193,7 @@ void backward_sums(const Laid& laid, const Pieces& pieces, const T* grad_y,
 }
 
 template <typename T>
-void backward_apply(const Laid& laid, const Pieces& pieces, const T* grad_y,
+void backward_apply(const ChannelView& laid, const Pieces& pieces, const T* grad_y,
                     const PerChannel& affine, const PerChannel& grad, const float* mean,
                     float negative_slope, bool training, T* grad_x) {
   const auto kernel = kernels<T>();
@@ -221,7 +221,7 @@ void backward_apply(const Laid& laid, const Pieces& pieces, const T* grad_y,
 }
 
 template <typename T>
-void backward(const Laid& laid, const at::Tensor& grad_y_tensor, const PerChannel& affine,
+void backward(const ChannelView& laid, const at::Tensor& grad_y_tensor, const PerChannel& affine,
               const float* mean, const float* rstd, bool training, float negative_slope,
               float* grad_weight, float* grad_bias, at::Tensor* grad_x) {
   const Pieces pieces(laid.layout);
@@ -254,7 +254,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cpu(
     bool training, double negative_slope, bool needs_grad_x) {
   const char* op = "batch_norm_act_bwd";
   norm::check_backward(op, grad_y, x, weight, bias, mean, rstd);
-  const Laid laid = lay_out(x);
+  const ChannelView laid = channel_view(x);
   const int64_t channels = x.size(1);
   const Floats means(mean), rstds(rstd);
   const PerChannel affine = forward_affine(channels, Floats(weight), Floats(bias), rstds.values);

@@ -62,14 +62,14 @@ inline void check_backward(const char* op, const at::Tensor& grad_y, const at::T
 
 // torch's formats where a size of 1 lets both fit: its norm takes the contiguous one then, where
 // its input does, and so does an activation behind it.
-inline at::MemoryFormat output_format(const Laid& laid, const at::Tensor& x,
+inline at::MemoryFormat output_format(const ChannelView& laid, const at::Tensor& x,
                                       double negative_slope) {
   const bool activated = negative_slope != 1 && fits_both_formats(x.sizes());
   return x.is_contiguous() || activated ? at::MemoryFormat::Contiguous : laid.format;
 }
 
-inline at::MemoryFormat grad_format(const Laid& laid, const at::Tensor& x, const at::Tensor& grad_y,
-                                    double negative_slope) {
+inline at::MemoryFormat grad_format(const ChannelView& laid, const at::Tensor& x,
+                                    const at::Tensor& grad_y, double negative_slope) {
   const bool plain = negative_slope == 1 && x.is_contiguous() &&
                      grad_y.suggest_memory_format() != at::MemoryFormat::Contiguous;
   return plain ? at::MemoryFormat::Contiguous : laid.format;

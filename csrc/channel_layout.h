@@ -42,14 +42,14 @@ inline bool lies_in_planes(const at::Tensor& x) {
   return true;
 }
 
-struct Laid {
+struct ChannelView {
   at::Tensor x;
   Layout layout;
   at::MemoryFormat format;  // torch's for x
 };
 
 // x as it is, where the kernels can read it so, else a dense copy.
-inline Laid lay_out(const at::Tensor& given) {
+inline ChannelView channel_view(const at::Tensor& given) {
   const at::MemoryFormat format = given.suggest_memory_format();
   const bool pixels = given.dim() == 2
                           ? lies_in_pixels(given)
@@ -64,13 +64,13 @@ inline Laid lay_out(const at::Tensor& given) {
 }
 
 // Dense in x's order. The format may be the contiguous one where a size of 1 lets both fit.
-inline at::Tensor empty_in(const Laid& laid, at::MemoryFormat format) {
+inline at::Tensor empty_in(const ChannelView& laid, at::MemoryFormat format) {
   at::Tensor empty = at::empty(laid.x.sizes(), laid.x.options(), format);
   if (empty.is_cpu()) prefer_huge_pages(empty.mutable_data_ptr(), empty.nbytes());
   return empty;
 }
 
-inline at::Tensor in_order_of(const Laid& laid, const at::Tensor& grad_y) {
+inline at::Tensor in_order_of(const ChannelView& laid, const at::Tensor& grad_y) {
   return grad_y.contiguous(laid.format);
 }
 

@@ -133,7 +133,7 @@ at::Tensor ConvBlock::activate(const at::Tensor& z) const {
   return z;
 }
 
-Written ConvBlock::forward(const ReadImage& image, bool training) const {
+BlockOutput ConvBlock::forward(const FusedInput& image, bool training) const {
   const Convolution conv = convolution();
   const ConvDirection direction = transposed ? ConvDirection::dgrad : ConvDirection::fprop;
   at::Tensor y = conv.empty_output(image.x, weight);
@@ -154,7 +154,7 @@ Written ConvBlock::forward(const ReadImage& image, bool training) const {
     y = conv.unfused(in_format(image.dense(), input_format), weight, bias);
     y = result_in_format(has_norm() ? y : activate(y), at::MemoryFormat::ChannelsLast);
   }
-  Written written = {y, {}};
+  BlockOutput written = {y, {}};
   if (!has_norm()) return written;
   if (measures) {
     written.statistics = statistics(moments, served ? nullptr : &y);
@@ -210,7 +210,7 @@ at::Tensor ConvBlock::bias_grad(const at::Tensor& grad_beta, const at::Tensor& s
   return grad_beta * scale.narrow(0, 0, grad_beta.size(0));
 }
 
-std::tuple<at::Tensor, at::Tensor> ConvBlock::unfused_backward(const ReadImage& grad,
+std::tuple<at::Tensor, at::Tensor> ConvBlock::unfused_backward(const FusedInput& grad,
                                                                const at::Tensor& image,
                                                                bool needs_x,
                                                                bool needs_weight) const {
@@ -219,7 +219,7 @@ std::tuple<at::Tensor, at::Tensor> ConvBlock::unfused_backward(const ReadImage& 
                                         needs_weight);
 }
 
-at::Tensor ConvBlock::weight_backward(const ReadImage& image, const ReadImage& grad) const {
+at::Tensor ConvBlock::weight_backward(const FusedInput& image, const FusedInput& grad) const {
   at::Tensor grad_weight = at::empty(weight.sizes(), weight.options(), format);
   const cpu::ConvGeometry geometry = convolution().geometry(image.x, grad.x, weight);
   const cpu::Prologue ours = image.prologue(), theirs = grad.prologue();
@@ -229,8 +229,8 @@ at::Tensor ConvBlock::weight_backward(const ReadImage& image, const ReadImage& g
   return grad_weight;
 }
 
-at::Tensor ConvBlock::input_backward(const ReadImage& grad, const at::Tensor& like) const {
-  at::Tensor grad_x = empty_pixels(like.sizes(), like.options());
+at::Tensor ConvBlock::input_backward(const FusedInput& grad, const at::Tensor& like) const {
+  at::Tensor grad_x = empty_channels_last(like.sizes(), like.options());
   const cpu::ConvGeometry geometry = convolution().geometry(like, grad.x, weight);
   Epilogue epilogue = {};
   epilogue.out = grad_x.mutable_data_ptr();
@@ -239,11 +239,11 @@ at::Tensor ConvBlock::input_backward(const ReadImage& grad, const at::Tensor& li
   return served ? grad_x : std::get<0>(unfused_backward(grad, like, true, false));
 }
 
-GatedGrad ConvBlock::gated_backward(const ReadImage& grad, const at::Tensor& y, const Affine& gate,
+GatedGrad ConvBlock::gated_backward(const FusedInput& grad, const at::Tensor& y, const Affine& gate,
                                     double slope) const {
   const ConvDirection direction = transposed ? ConvDirection::fprop : ConvDirection::dgrad;
   const cpu::ConvGeometry geometry = convolution().geometry(y, grad.x, weight);
-  at::Tensor dz = empty_pixels(y.sizes(), y.options());
+  at::Tensor dz = empty_channels_last(y.sizes(), y.options());
   Epilogue epilogue = {};
   epilogue.kind = Epilogue::gate;
   epilogue.out = dz.mutable_data_ptr();
@@ -261,7 +261,7 @@ GatedGrad ConvBlock::gated_backward(const ReadImage& grad, const at::Tensor& y, 
   const at::Tensor centred = y.to(at::kFloat) - of_channels(gate.mean);
   const at::Tensor z = centred * of_channels(gate.scale) + of_channels(gate.shift);
   const at::Tensor value = std::get<0>(unfused_backward(grad, y, true, false));
-  dz = as_pixels(genimg::leaky(z, value, slope));
+  dz = to_channels_last(genimg::leaky(z, value, slope));
   const at::Tensor wide = dz.to(at::kDouble);
   return {dz, {wide.sum({0, 2, 3}), (wide * centred).sum({0, 2, 3})}};
 }
@@ -278,15 +278,15 @@ NormGrads norm_grads(const ChannelSums& sums, const at::Tensor& rstd) {
   return {at::Tensor(), (sums.second * rstd).to(at::kFloat), sums.first.to(at::kFloat)};
 }
 
-ReadImage through_statistics(const GatedGrad& gated, const at::Tensor& y, const Affine& gate,
-                             const at::Tensor& rstd) {
+FusedInput through_statistics(const GatedGrad& gated, const at::Tensor& y, const Affine& gate,
+                              const at::Tensor& rstd) {
   const int64_t channels = y.size(1);
   const double count = static_cast<double>(y.numel() / channels);
   const at::Tensor scale = gate.scale.narrow(0, 0, channels).to(at::kDouble) / -count;
   const at::Tensor shift = scale * gated.sums.first;
   const at::Tensor slope = scale * rstd.to(at::kDouble).square() * gated.sums.second;
-  return ReadImage::two_tensor(gated.dz, y, {gate.mean, gate.scale, padded_floats(shift)},
-                               padded_floats(slope));
+  return FusedInput::two_tensor(gated.dz, y, {gate.mean, gate.scale, padded_floats(shift)},
+                                padded_floats(slope));
 }
 
 }  // namespace genimg

@@ -21,7 +21,7 @@ struct Statistics {
 };
 
 // A raw output, or one with its activation where no norm stands between; with its statistics.
-struct Written {
+struct BlockOutput {
   at::Tensor image;
   Statistics statistics;
 };
@@ -50,7 +50,7 @@ struct ConvBlock {
   at::MemoryFormat passed_on(at::IntArrayRef sizes) const;
   Affine affine(const at::Tensor& mean, const at::Tensor& rstd) const;
 
-  Written forward(const ReadImage& image, bool training) const;
+  BlockOutput forward(const FusedInput& image, bool training) const;
   at::Tensor norm_and_activate(const at::Tensor& raw, const Statistics& statistics) const;
 
   NormGrads norm_backward(const at::Tensor& grad_y, const at::Tensor& y, const at::Tensor& raw,
@@ -58,10 +58,10 @@ struct ConvBlock {
   at::Tensor activation_backward(const at::Tensor& grad_y, const at::Tensor& y) const;
   // Of the convolution's bias, which a norm that takes statistics cancels.
   at::Tensor bias_grad(const at::Tensor& grad_beta, const at::Tensor& scale, bool training) const;
-  at::Tensor weight_backward(const ReadImage& image, const ReadImage& grad) const;
-  at::Tensor input_backward(const ReadImage& grad, const at::Tensor& like) const;
+  at::Tensor weight_backward(const FusedInput& image, const FusedInput& grad) const;
+  at::Tensor input_backward(const FusedInput& grad, const at::Tensor& like) const;
   // The gradient of this block's input, through the gate of the block before it, which wrote y.
-  GatedGrad gated_backward(const ReadImage& grad, const at::Tensor& y, const Affine& gate,
+  GatedGrad gated_backward(const FusedInput& grad, const at::Tensor& y, const Affine& gate,
                            double slope) const;
 
   const char* op;
@@ -80,7 +80,7 @@ struct ConvBlock {
   at::Tensor activate(const at::Tensor& z) const;
   // PyTorch's gradients of input and weight, from the formats that it would have: which of its
   // kernels runs, and with that where NaN and Inf spread to, hangs on them.
-  std::tuple<at::Tensor, at::Tensor> unfused_backward(const ReadImage& grad,
+  std::tuple<at::Tensor, at::Tensor> unfused_backward(const FusedInput& grad,
                                                       const at::Tensor& image, bool needs_x,
                                                       bool needs_weight) const;
 };
@@ -99,7 +99,7 @@ Affine scaled(const at::Tensor& scale);
 NormGrads norm_grads(const ChannelSums& sums, const at::Tensor& rstd);
 
 // The gradient of a norm's input, where its statistics were the batch's.
-ReadImage through_statistics(const GatedGrad& gated, const at::Tensor& y, const Affine& gate,
-                             const at::Tensor& rstd);
+FusedInput through_statistics(const GatedGrad& gated, const at::Tensor& y, const Affine& gate,
+                              const at::Tensor& rstd);
 
 }  // namespace genimg

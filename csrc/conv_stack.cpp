@@ -37,14 +37,14 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_fwd_cpu(
   std::vector<ConvBlock> blocks = read_blocks("conv_stack_fwd", parameters, options, numbers);
   Kept kept(blocks.size());
   auto format = x.suggest_memory_format();
-  ReadImage image = ReadImage::plain(as_pixels(x));
+  FusedInput image = FusedInput::plain(to_channels_last(x));
   at::Tensor y;
   for (size_t b = 0; b < blocks.size(); ++b) {
     ConvBlock& block = blocks[b];
     const bool last = b + 1 == blocks.size();
     block.convolution().check(image.x, block.weight, block.bias ? &*block.bias : nullptr);
     block.set_formats(format);
-    const Written written = block.forward(image, training);
+    const BlockOutput written = block.forward(image, training);
     y = written.image;
     format = block.passed_on(y.sizes());
     if (block.has_norm()) {
@@ -54,11 +54,11 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> conv_stack_fwd_cpu(
       if (block.takes_statistics(training)) kept.vars[b] = statistics.unbiased_var;
       if (keep) kept.raws[b] = y;
       if (last) y = block.norm_and_activate(y, statistics);
-      image = ReadImage::affine_leaky(y, block.affine(statistics.mean, statistics.rstd),
-                                      block.gate_slope());
+      image = FusedInput::affine_leaky(y, block.affine(statistics.mean, statistics.rstd),
+                                       block.gate_slope());
     } else {
       if (keep && !last) kept.raws[b] = y;
-      image = ReadImage::plain(y);
+      image = FusedInput::plain(y);
     }
   }
   return {result_in_format(y, format), kept.in_order(x.options())};
@@ -69,7 +69,7 @@ struct Backward {
   Backward(const std::vector<ConvBlock>& blocks, const at::Tensor& x,
            const std::vector<at::Tensor>& kept)
       : blocks(blocks),
-        x(as_pixels(x)),
+        x(to_channels_last(x)),
         kept(kept),
         weights(blocks.size()),
         biases(blocks.size()),
@@ -82,30 +82,30 @@ struct Backward {
 
   Affine affine(size_t b) const { return blocks[b].affine(mean(b), rstd(b)); }
 
-  ReadImage input(size_t b) const {
-    if (b == 0) return ReadImage::plain(x);
+  FusedInput input(size_t b) const {
+    if (b == 0) return FusedInput::plain(x);
     const ConvBlock& before = blocks[b - 1];
-    if (!before.has_norm()) return ReadImage::plain(raw(b - 1));
-    return ReadImage::affine_leaky(raw(b - 1), affine(b - 1), before.gate_slope());
+    if (!before.has_norm()) return FusedInput::plain(raw(b - 1));
+    return FusedInput::affine_leaky(raw(b - 1), affine(b - 1), before.gate_slope());
   }
 
   // The last block's gradient: what reaches its convolution.
   void begin(const at::Tensor& grad_y, const std::optional<at::Tensor>& y, bool training) {
     const size_t b = blocks.size() - 1;
     const ConvBlock& block = blocks[b];
-    const at::Tensor grads = as_pixels(grad_y);
-    const at::Tensor outputs = y ? as_pixels(*y) : grads;
+    const at::Tensor grads = to_channels_last(grad_y);
+    const at::Tensor outputs = y ? to_channels_last(*y) : grads;
     if (block.has_norm()) {
       const NormGrads found =
           block.norm_backward(grads, outputs, raw(b), mean(b), rstd(b), training);
       gammas[b] = found.gamma;
       betas[b] = found.beta;
       biases[b] = block.bias_grad(found.beta, affine(b).scale, training);
-      grad = ReadImage::plain(found.x);
+      grad = FusedInput::plain(found.x);
     } else {
       const at::Tensor dz = block.activation_backward(grads, outputs);
       if (block.bias) biases[b] = dz.sum({0, 2, 3}, false, at::kDouble).to(at::kFloat);
-      grad = ReadImage::plain(dz);
+      grad = FusedInput::plain(dz);
     }
   }
 
@@ -118,7 +118,7 @@ struct Backward {
     const GatedGrad gated = blocks[b].gated_backward(grad, raw(b - 1), gate, before.gate_slope());
     if (!norm) {
       biases[b - 1] = gated.sums.first.to(at::kFloat);
-      grad = ReadImage::plain(gated.dz);
+      grad = FusedInput::plain(gated.dz);
       return;
     }
     const NormGrads found = norm_grads(gated.sums, rstd(b - 1));
@@ -128,14 +128,14 @@ struct Backward {
     if (before.takes_statistics(training)) {
       grad = through_statistics(gated, raw(b - 1), gate, rstd(b - 1));
     } else {
-      grad = ReadImage::affine_leaky(gated.dz, scaled(gate.scale), 1.0);
+      grad = FusedInput::affine_leaky(gated.dz, scaled(gate.scale), 1.0);
     }
   }
 
   const std::vector<ConvBlock>& blocks;
   const at::Tensor x;
   const std::vector<at::Tensor>& kept;
-  ReadImage grad;
+  FusedInput grad;
   std::vector<at::Tensor> weights, biases, gammas, betas;
 };
 

@@ -96,7 +96,7 @@ ConvGeometry Convolution::geometry(const at::Tensor& x, const at::Tensor& y,
 }
 
 at::Tensor Convolution::empty_output(const at::Tensor& x, const at::Tensor& weight) const {
-  return empty_pixels(
+  return empty_channels_last(
       {x.size(0), weight.size(transposed ? 1 : 0), out_size(x, weight, 2), out_size(x, weight, 3)},
       x.options());
 }
@@ -122,7 +122,7 @@ at::Tensor Convolution::forward(const at::Tensor& x, const at::Tensor& weight,
                                 const std::optional<at::Tensor>& bias) const {
   check(x, weight, bias ? &*bias : nullptr);
   check_cpu_dtype(op, x.scalar_type());
-  const at::Tensor pixels = as_pixels(x);
+  const at::Tensor pixels = to_channels_last(x);
   at::Tensor y = empty_output(x, weight);
   const at::Tensor floats = padded_floats(bias);
   cpu::Epilogue epilogue = writing(y);
@@ -141,20 +141,20 @@ std::tuple<at::Tensor, at::Tensor> Convolution::backward(const at::Tensor& grad_
   check(x, weight, nullptr);
   check_cpu_dtype(op, x.scalar_type());
   check_same_dtype(op, "x", x, "grad_y", grad_y);
-  const at::Tensor grads = as_pixels(grad_y);
+  const at::Tensor grads = to_channels_last(grad_y);
   const ConvGeometry g = geometry(x, grads, weight);
   const MemoryFormat format = output_format(x.suggest_memory_format(), weight);
   bool served = true;
   at::Tensor grad_x = at::empty({0}, x.options()), grad_weight = at::empty({0}, weight.options());
   if (needs_x) {
-    grad_x = empty_pixels(x.sizes(), x.options());
+    grad_x = empty_channels_last(x.sizes(), x.options());
     served = contract(g, transposed ? ConvDirection::fprop : ConvDirection::dgrad, weight,
                       reading(grads), writing(grad_x));
     grad_x = result_in_format(grad_x, format);
   }
   if (served && needs_weight) {
     grad_weight = at::empty(weight.sizes(), weight.options(), format);
-    const at::Tensor pixels = as_pixels(x);
+    const at::Tensor pixels = to_channels_last(x);
     const cpu::Prologue ours = reading(pixels), theirs = reading(grads);
     served = transposed ? contract_weight(g, ours, theirs, grad_weight)
                         : contract_weight(g, theirs, ours, grad_weight);

@@ -8,7 +8,7 @@ namespace genimg {
 // x itself where it lies so, else a dense copy in the format.
 at::Tensor in_format(const at::Tensor& x, at::MemoryFormat format);
 
-inline at::Tensor as_pixels(const at::Tensor& x) {
+inline at::Tensor to_channels_last(const at::Tensor& x) {
   return in_format(x, at::MemoryFormat::ChannelsLast);
 }
 

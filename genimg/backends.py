@@ -49,7 +49,7 @@ _selected: str | None = os.environ.get("GENIMG_BACKEND") or None
 class Tuner(Protocol):
     """Decides by measurement in place of auto's rules: ``genimg/tuning.py``."""
 
-    def taken(self, op: Op, args: Sequence[Any]) -> str | None:
+    def selected(self, op: Op, args: Sequence[Any]) -> str | None:
         """The fastest backend for a call, or None where the rules decide."""
 
     def times(self, op: Op, args: Sequence[Any]) -> dict[str, float] | None:
@@ -181,7 +181,7 @@ def choose(op: Op, backend: str | None, *args: Any) -> str:
         # What is not a tensor is PyTorch's to refuse, in PyTorch's words.
         if isinstance(args[0], Tensor) and refuse_transforms(args) is None:
             if _tuner is not None and not torch.compiler.is_compiling():
-                measured = _tuner.taken(op, args)
+                measured = _tuner.selected(op, args)
                 if measured is not None:
                     return measured
             device = args[0].device.type
@@ -292,7 +292,7 @@ def needs_reference(*grads: Tensor | None) -> bool:
     return refuse_transforms(grads) is not None or any(map(_is_batched, _tensors(grads)))
 
 
-def asked_for(ctx: Any) -> tuple[bool, ...]:
+def needed_grads(ctx: Any) -> tuple[bool, ...]:
     """Which inputs of an ``autograd.Function`` want their gradient in this very backward.
 
     ``ctx.needs_input_grad`` says which could: under ``autograd.grad(y, x)`` also the weight, whose
@@ -366,7 +366,7 @@ class Row:
     """One line of :class:`Explanation`."""
 
     backend: str
-    taken: bool
+    selected: bool
     reason: str
 
 
@@ -378,14 +378,15 @@ class Explanation:
     rows: tuple[Row, ...]
 
     @property
-    def taken(self) -> str:
+    def selected(self) -> str:
         """The backend that serves the call."""
-        return next((row.backend for row in self.rows if row.taken), "none")
+        return next((row.backend for row in self.rows if row.selected), "none")
 
     def __str__(self) -> str:
-        lines = [f"{self.op}: {self.taken}"]
+        lines = [f"{self.op}: {self.selected}"]
         lines += [
-            f"  {'->' if row.taken else '  '} {row.backend:<10} {row.reason}" for row in self.rows
+            f"  {'->' if row.selected else '  '} {row.backend:<10} {row.reason}"
+            for row in self.rows
         ]
         return "\n".join(lines)
 
@@ -419,9 +420,9 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     backend = bound.arguments.pop("backend")
     call = tuple(bound.arguments.values())
     try:
-        taken = choose(entry, backend, *call)
+        selected = choose(entry, backend, *call)
     except BackendError:
-        taken = "none"
+        selected = "none"
     times = _measured(entry, backend, call)
     rows = []
     for candidate in BACKENDS:
@@ -433,5 +434,5 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
             reason = f"can serve; auto passes it over: {slower}" if slower else "can serve"
         elif reason is None:
             reason = "plain PyTorch, always can serve"
-        rows.append(Row(candidate, candidate == taken, reason))
+        rows.append(Row(candidate, candidate == selected, reason))
     return Explanation(name, tuple(rows))

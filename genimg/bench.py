@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from genimg.backends import OPS, Op
-from genimg.check import listed, reason, taken, told, worst
+from genimg.check import listed, reason, selected, told, worst
 from genimg.testing import Case, Error, Tensors, prepare
 from genimg.timing import interleaved_medians
 
@@ -168,7 +168,7 @@ def measure(
     """Check a case, then time it; a wrong result has no speed, and is not timed."""
     backend, doing = "-", "choosing a backend"
     try:
-        backend = taken(op, case, dtype, device)
+        backend = selected(op, case, dtype, device)
         doing = "the check"
         judged = worst(op.compare(case, backend, dtype, device))
         if not judged.ok:
@@ -236,7 +236,7 @@ HEADER = (
 
 
 def row(result: Timing | Failure) -> str:
-    """Op, case, backend taken, times, ratio, relative error beside PyTorch's and the bound."""
+    """Op, case, backend selected, times, ratio, relative error beside PyTorch's and the bound."""
     where = f"{result.op:<17}{result.case:<21}{result.backend:<11}"
     if isinstance(result, Failure):
         blank = f"{'-':>10}{'-':>12}"

@@ -182,14 +182,14 @@ def _check_on(
             yield row
 
 
-def taken(op: Op, case: Case, dtype: torch.dtype, device: str) -> str:
+def selected(op: Op, case: Case, dtype: torch.dtype, device: str) -> str:
     """The backend that auto takes for a case."""
     from genimg.backends import explain
 
     found: list[str] = []
 
     def record(*args: object, **kwargs: object) -> object:
-        found.append(explain(op.name, *args, **kwargs).taken)
+        found.append(explain(op.name, *args, **kwargs).selected)
         return op.reference(*args, **kwargs)
 
     case.call(record, prepare(case, dtype, device))

@@ -50,7 +50,7 @@ def autotune(enabled: bool = True) -> None:
     measure again; :func:`genimg.explain` shows the times.
 
     Only what auto would decide is measured: a backend that is named, by argument,
-    :func:`genimg.use_backend` or ``GENIMG_BACKEND``, is taken as ever. So are the rules inside
+    :func:`genimg.use_backend` or ``GENIMG_BACKEND``, is selected as ever. So are the rules inside
     ``torch.compile``, ``torch.export``, ``torch.func`` transforms, dispatch modes, and for
     subclasses of tensors. The capture of a CUDA graph takes what is known and measures nothing.
     Which kernel is fastest, and with it the last bits of a result, then depends on the machine and
@@ -93,7 +93,7 @@ class _Tuner:
         self._trial = _Trial()
         self._lock = threading.RLock()  # of the files; never held while a candidate runs
 
-    def taken(self, op: Op, args: Sequence[Any]) -> str | None:
+    def selected(self, op: Op, args: Sequence[Any]) -> str | None:
         """The fastest backend, or None where the rules decide."""
         if op.name in self._trial.candidates:
             return self._trial.candidates[op.name]

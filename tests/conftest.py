@@ -57,9 +57,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def planted():
+def seeded_bugs():
     """The kernels with mistakes that the emulator must find."""
-    return emulator.library("genimg_planted")
+    return emulator.library("genimg_seeded_bugs")
 
 
 @pytest.fixture(autouse=True)

@@ -82,12 +82,12 @@ def test_use_backend_reaches_compiled_code():
 def test_explain():
     table = genimg.explain("leaky_relu", torch.randn(3), 0.2)
     assert table == genimg.explain(genimg.ops.leaky_relu, torch.randn(3), negative_slope=0.2)
-    assert table.taken == "reference"
+    assert table.selected == "reference"
     assert "-> reference" in str(table)
     named = genimg.explain(
         "conv2d", torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 3, 3), backend="cuda"
     )
-    assert named.taken == "none"
+    assert named.selected == "none"
     with pytest.raises(ValueError, match="no op 'conv9d'; there are batch_norm_act, conv2d"):
         genimg.explain("conv9d", X)
     with pytest.raises(TypeError, match="missing a required argument"):

@@ -324,7 +324,10 @@ def test_cuda_sources_compile_against_any_torch(tree):
     folder = tree / "build/any-torch"
     options = [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DPython_EXECUTABLE={sys.executable}"]
     options += [f"-DGENIMG_{name}=ON" for name in ("COMPILE_ONLY", "GATE", "WERROR")]
-    objects = ("cuda_kernels.dir/kernels/cuda/leaky_relu.cu.o", "glue.dir/csrc/leaky_relu.cpp.o")
+    objects = (
+        "cuda_kernels.dir/kernels/cuda/leaky_relu.cu.o",
+        "bindings.dir/csrc/leaky_relu.cpp.o",
+    )
     targets = [f"CMakeFiles/{name}" for name in objects]
     for step in (
         ["-S", tree, "-B", folder, "-GNinja", *options],

@@ -8,7 +8,7 @@ import torch
 from genimg import _native
 from genimg.backends import OPS, Op
 from genimg.bench import timed_cases
-from genimg.check import check, check_case, report, taken, worst
+from genimg.check import check, check_case, report, selected, worst
 from genimg.testing import Case, Error, normal
 
 
@@ -80,4 +80,4 @@ def test_backends_can_be_named():
 
 def test_taken_is_what_auto_takes():
     case = next(c for c in OPS["conv2d"].cases if c.name == "groups")
-    assert taken(OPS["conv2d"], case, torch.float32, "cpu") == "reference"
+    assert selected(OPS["conv2d"], case, torch.float32, "cpu") == "reference"

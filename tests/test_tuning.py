@@ -72,11 +72,11 @@ def test_a_trial_is_its_threads_alone(probe, monkeypatch):
     """Another thread's call, which the candidate may not serve, takes what is known for it."""
     op, ran = probe
     op.function(X, 2)  # known from here on: cpu
-    taken = []
+    selected = []
     step = op.function
 
     def meanwhile(x, option=1, *, backend=None):
-        thread = threading.Thread(target=lambda: taken.append(choose(op, None, X, 2)))
+        thread = threading.Thread(target=lambda: selected.append(choose(op, None, X, 2)))
         thread.start()
         thread.join()
         return step(x, option, backend=backend)
@@ -84,7 +84,7 @@ def test_a_trial_is_its_threads_alone(probe, monkeypatch):
     monkeypatch.setitem(op.__dict__, "function", meanwhile)
     op.function(X, 3)
     assert len(ran) > 10
-    assert set(taken) == {"cpu"}
+    assert set(selected) == {"cpu"}
 
 
 def test_threads_measure_and_keep_every_decision(probe, folder):
@@ -178,7 +178,7 @@ def test_names_win(probe):
 
 def test_explain_shows_the_times(probe):
     table = genimg.explain("probe", X)
-    assert table.taken == "cpu"
+    assert table.selected == "cpu"
     assert [row.reason.startswith("measured: ") for row in table.rows if row.backend == "cpu"]
 
 

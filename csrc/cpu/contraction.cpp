@@ -102,7 +102,7 @@ void each_unit(int64_t units, int64_t scratch_floats, Work work) {
 // Whether the kernels read a channels_last weight as it lies.
 bool reads_channels_last(const ConvGeometry& geometry, ConvDirection direction,
                          const ConvPlan& plan, const at::Tensor& weight) {
-  return direction == ConvDirection::dgrad && plan.form != cpu::ConvForm::few &&
+  return direction == ConvDirection::dgrad && plan.form != cpu::ConvAlgorithm::few &&
          geometry.large_c % cpu::kChannelBlock == 0 &&
          weight.is_contiguous(at::MemoryFormat::ChannelsLast) && !weight.is_contiguous();
 }

@@ -19,7 +19,7 @@ void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t byte
 #endif
 }
 
-at::Tensor empty_pixels(at::IntArrayRef sizes, const at::TensorOptions& options) {
+at::Tensor empty_channels_last(at::IntArrayRef sizes, const at::TensorOptions& options) {
   at::Tensor image = at::empty(sizes, options, at::MemoryFormat::ChannelsLast);
   prefer_huge_pages(image.mutable_data_ptr(), image.nbytes());
   return image;

@@ -10,6 +10,6 @@ namespace genimg {
 void prefer_huge_pages(void* data, size_t bytes);
 
 // A dense NHWC image, not initialised.
-at::Tensor empty_pixels(at::IntArrayRef sizes, const at::TensorOptions& options);
+at::Tensor empty_channels_last(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 }  // namespace genimg

@@ -7,24 +7,24 @@ namespace genimg {
 
 using cpu::Prologue;
 
-ReadImage ReadImage::plain(const at::Tensor& x) {
-  ReadImage image;
+FusedInput FusedInput::plain(const at::Tensor& x) {
+  FusedInput image;
   image.x = x;
   return image;
 }
 
-ReadImage ReadImage::affine_leaky(const at::Tensor& x, const Affine& affine,
-                                  double negative_slope) {
-  ReadImage image = plain(x);
+FusedInput FusedInput::affine_leaky(const at::Tensor& x, const Affine& affine,
+                                    double negative_slope) {
+  FusedInput image = plain(x);
   image.kind = Prologue::affine_leaky;
   image.affine = affine;
   image.negative_slope = negative_slope;
   return image;
 }
 
-ReadImage ReadImage::two_tensor(const at::Tensor& x, const at::Tensor& y, const Affine& affine,
-                                const at::Tensor& slope) {
-  ReadImage image = plain(x);
+FusedInput FusedInput::two_tensor(const at::Tensor& x, const at::Tensor& y, const Affine& affine,
+                                  const at::Tensor& slope) {
+  FusedInput image = plain(x);
   image.kind = Prologue::two_tensor;
   image.y = y;
   image.affine = affine;
@@ -32,7 +32,7 @@ ReadImage ReadImage::two_tensor(const at::Tensor& x, const at::Tensor& y, const 
   return image;
 }
 
-Prologue ReadImage::prologue() const {
+Prologue FusedInput::prologue() const {
   Prologue prologue = {};
   prologue.kind = kind;
   prologue.x = x.const_data_ptr();
@@ -47,7 +47,7 @@ Prologue ReadImage::prologue() const {
   return prologue;
 }
 
-at::Tensor ReadImage::dense() const {
+at::Tensor FusedInput::dense() const {
   if (kind == Prologue::none) return x;
   const auto of_channels = [&](const at::Tensor& padded) { return per_channel(padded, x.size(1)); };
   const at::Tensor mean = of_channels(affine.mean), scale = of_channels(affine.scale),

@@ -12,14 +12,14 @@ struct Affine {
   at::Tensor mean, scale, shift;
 };
 
-struct ReadImage {
+struct FusedInput {
   // x as it is.
-  static ReadImage plain(const at::Tensor& x);
+  static FusedInput plain(const at::Tensor& x);
   // leaky(z).
-  static ReadImage affine_leaky(const at::Tensor& x, const Affine& affine, double negative_slope);
+  static FusedInput affine_leaky(const at::Tensor& x, const Affine& affine, double negative_slope);
   // x * scale + (y - mean) * slope + shift.
-  static ReadImage two_tensor(const at::Tensor& x, const at::Tensor& y, const Affine& affine,
-                              const at::Tensor& slope);
+  static FusedInput two_tensor(const at::Tensor& x, const at::Tensor& y, const Affine& affine,
+                               const at::Tensor& slope);
 
   cpu::Prologue prologue() const;
   // What a contraction would read, for PyTorch.

@@ -46,7 +46,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cu
   norm::check_forward(op, x, weight, bias, running_mean, running_var, training);
   const c10::cuda::CUDAGuard guard(x.device());
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  const Laid laid = lay_out(x);
+  const ChannelView laid = channel_view(x);
   const auto shape = shape_of(laid.layout);
   const auto options = x.options().dtype(at::kFloat);
   at::Tensor mean = at::empty({shape.channels}, options),
@@ -91,7 +91,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_act_bwd_cuda(
   norm::check_backward(op, grad_y, x, weight, bias, mean, rstd);
   const c10::cuda::CUDAGuard guard(x.device());
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  const Laid laid = lay_out(x);
+  const ChannelView laid = channel_view(x);
   const auto shape = shape_of(laid.layout);
   const auto options = x.options().dtype(at::kFloat);
   at::Tensor grad_x = needs_grad_x

@@ -111,8 +111,8 @@ class Stack {
 };
 
 // Memory for the time of the launches.
-struct Room {
-  Room(const cuda::ConvStackRoom& room, const at::Tensor& like)
+struct Workspace {
+  Workspace(const cuda::ConvStackWorkspace& room, const at::Tensor& like)
       : bytes(at::empty({room.bytes}, like.options().dtype(at::kByte))),
         tickets(at::zeros({room.tickets}, like.options().dtype(at::kInt))) {}
 
@@ -155,7 +155,7 @@ std::tuple<at::Tensor, Tensors> conv_stack_fwd_cuda(const at::Tensor& x,
   at::Tensor y = empty_cuda_pixels(stack.shapes.back(), x);
   const at::Tensor pixels = cuda_pixels(x);
   for_cuda_dtype(op, x.scalar_type(), [&]<typename T>(T) {
-    const Room room(cuda::conv_stack_fwd_room<T>(stack.view()), x);
+    const Workspace room(cuda::conv_stack_fwd_workspace<T>(stack.view()), x);
     C10_CUDA_CHECK(
         cuda::launch_conv_stack_fwd<T>(stack.view(), static_cast<const T*>(pixels.const_data_ptr()),
                                        static_cast<T*>(y.mutable_data_ptr()), room.bytes_ptr(),
@@ -235,7 +235,7 @@ std::tuple<at::Tensor, Tensors> conv_stack_bwd_cuda(const at::Tensor& grad_y, co
   const at::Tensor grad_pixels = cuda_pixels(grad_y), pixels = cuda_pixels(x);
   const at::Tensor outputs = y ? cuda_pixels(*y) : at::Tensor();
   for_cuda_dtype(op, x.scalar_type(), [&]<typename T>(T) {
-    const Room room(cuda::conv_stack_bwd_room<T>(stack.view(), needs_x), x);
+    const Workspace room(cuda::conv_stack_bwd_workspace<T>(stack.view(), needs_x), x);
     C10_CUDA_CHECK(cuda::launch_conv_stack_bwd<T>(
         stack.view(), static_cast<const T*>(grad_pixels.const_data_ptr()),
         static_cast<const T*>(pixels.const_data_ptr()),

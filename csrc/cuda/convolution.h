@@ -1,4 +1,4 @@
-// What the glue of the CUDA convolutions shares.
+// Shared by the bindings of the CUDA convolutions.
 #pragma once
 
 #ifdef GENIMG_WITH_CUDA

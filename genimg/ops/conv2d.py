@@ -9,13 +9,13 @@ from genimg import _native, reference
 from genimg.backends import REFERENCE, Op, choose
 from genimg.ops.checks import check_convolution, goes_to_torch
 from genimg.ops.convolution import (
-    Convolve,
+    ConvolutionFunction,
     Geometry,
     Pair,
     autocast,
+    conv_impls,
     empty_output,
     fake_grads,
-    kernels,
     pair,
 )
 from genimg.reference.conv2d import CASES, IntOrPair
@@ -70,7 +70,7 @@ def conv2d(
     if name == REFERENCE:
         return reference.conv2d(*args)
     options = (pair(stride), pair(padding), pair(dilation))  # type: ignore[arg-type]
-    return Convolve.apply(input, weight, bias, "conv2d", name, options)
+    return ConvolutionFunction.apply(input, weight, bias, "conv2d", name, options)
 
 
 def _cpp_fwd(
@@ -126,7 +126,7 @@ CONV2D = Op(
     conv2d,
     reference.conv2d,
     CASES,
-    impls=kernels(_geometry, _cpp_fwd, _cpp_bwd),
+    impls=conv_impls(_geometry, _cpp_fwd, _cpp_bwd),
     error_factor=CONVOLUTION_ERROR_FACTOR,
     bilinear=True,
 )

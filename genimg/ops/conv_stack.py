@@ -14,8 +14,8 @@ from genimg.backends import (
     REFERENCE,
     Impl,
     Op,
-    asked_for,
     choose,
+    needed_grads,
     needs_reference,
     not_measured,
     recompute_grads,
@@ -44,7 +44,7 @@ from genimg.ops.conv_transpose2d import conv_transpose2d
 from genimg.ops.convolution import (
     TRITON_DTYPES,
     autocast,
-    is_fast,
+    has_winograd_kernel,
     multiplications,
     refuse_native,
     refuse_on_triton,
@@ -198,7 +198,7 @@ class _ConvStack(torch.autograd.Function):
         x, y, *saved = ctx.saved_tensors
         count = len(layout[1]) // 2
         kept = saved[TRAINED * count :]
-        asked = asked_for(ctx)
+        asked = needed_grads(ctx)
         needs_x, needs = asked[0], asked[5 : 5 + PARAMETERS * count]
         parameters: list[Tensor | None] = []
         for b in range(count):
@@ -436,7 +436,7 @@ def _why_slower_cpu(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> s
         if isinstance(block.padding, str):
             return None
         count = multiplications(shape, block.weight, geometry)
-        fast += count if is_fast(shape, block.weight, geometry) else 0
+        fast += count if has_winograd_kernel(shape, block.weight, geometry) else 0
         every += count
         shape = out_shape(shape, block)
     if fast < _FAST_SHARE * every:

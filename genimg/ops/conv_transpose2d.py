@@ -9,13 +9,13 @@ from genimg import _native, reference
 from genimg.backends import REFERENCE, Op, choose
 from genimg.ops.checks import check_convolution, goes_to_torch
 from genimg.ops.convolution import (
-    Convolve,
+    ConvolutionFunction,
     Geometry,
     Pair,
     autocast,
+    conv_impls,
     empty_output,
     fake_grads,
-    kernels,
     pair,
 )
 from genimg.reference.conv2d import IntOrPair
@@ -75,7 +75,7 @@ def conv_transpose2d(
     if name == REFERENCE:
         return reference.conv_transpose2d(*args)
     options = (pair(stride), pair(padding), pair(output_padding), 1, pair(dilation))
-    return Convolve.apply(input, weight, bias, "conv_transpose2d", name, options)
+    return ConvolutionFunction.apply(input, weight, bias, "conv_transpose2d", name, options)
 
 
 def _cpp_fwd(
@@ -152,7 +152,7 @@ CONV_TRANSPOSE2D = Op(
     conv_transpose2d,
     reference.conv_transpose2d,
     CASES,
-    impls=kernels(_geometry, _cpp_fwd, _cpp_bwd),
+    impls=conv_impls(_geometry, _cpp_fwd, _cpp_bwd),
     error_factor=CONVOLUTION_ERROR_FACTOR,
     bilinear=True,
 )

@@ -14,8 +14,8 @@ from genimg.backends import (
     OPS,
     Impl,
     InvalidCall,
-    asked_for,
     is_below,
+    needed_grads,
     needs_reference,
     not_measured,
     recompute_grads,
@@ -45,7 +45,7 @@ def pair(value: IntOrPair) -> Pair:
     return (first, second)
 
 
-class Convolve(torch.autograd.Function):
+class ConvolutionFunction(torch.autograd.Function):
     """A convolution by a backend's kernels: first derivatives, and the reference's second ones.
 
     ``options`` are the op's own after bias, in its order; kept for backward: input and weight.
@@ -69,7 +69,7 @@ class Convolve(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         op, backend, options = ctx.call
-        needs_x, needs_weight, needs_bias = asked_for(ctx)[:3]
+        needs_x, needs_weight, needs_bias = needed_grads(ctx)[:3]
         grad_bias = grad_y.sum((0, 2, 3)) if needs_bias else None
         if needs_reference(grad_y):
             grad_x, grad_weight = recompute_grads(
@@ -228,7 +228,7 @@ def refuse_geometry(
     return None
 
 
-def is_fast(shape: Sequence[int], weight: Tensor, geometry: Geometry) -> bool:
+def has_winograd_kernel(shape: Sequence[int], weight: Tensor, geometry: Geometry) -> bool:
     """Whether the CPU kernels have a form of fewer multiplications or passes than PyTorch's."""
     g = geometry
     if len(shape) != 4:
@@ -271,7 +271,7 @@ def why_slower_bfloat16(dtype: torch.dtype) -> str | None:
 
 def why_slower_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     """Why PyTorch's convolution is faster. Figures: benchmarks/README.md."""
-    if not is_fast(x.shape, weight, geometry):
+    if not has_winograd_kernel(x.shape, weight, geometry):
         return "only 4x4 kernels of stride 2 and padding 1 were measured faster than PyTorch's"
     count = multiplications(x.shape, weight, geometry)
     one_pixel = x.shape[2] == x.shape[3] == 1
@@ -292,7 +292,7 @@ def why_slower_cpu(x: Tensor, weight: Tensor, geometry: Geometry) -> str | None:
     return None
 
 
-def kernels(
+def conv_impls(
     geometry_of: Callable[..., Geometry],
     cpp_fwd: Callable[..., Tensor],
     cpp_bwd: Callable[..., tuple[Tensor, Tensor]],

@@ -21,9 +21,9 @@ from genimg.kernels.triton.channel_layout import (
     COLUMNS_OF_PIXELS,
     COLUMNS_OF_PLANES,
     blocks_of,
+    channel_view,
     elements,
     grid_of,
-    lay_out,
     line_offsets,
     memory_format_of,
     of_channel,
@@ -376,7 +376,7 @@ def batch_norm_act_fwd(
     if x.numel() == 0:  # not in training
         rstd.copy_((running_var + eps).rsqrt())
         return torch.empty_like(x), mean.copy_(running_mean), rstd, var
-    x, layout = lay_out(x)
+    x, layout = channel_view(x)
     y = torch.empty_like(x, memory_format=memory_format_of(x, layout))
     block = blocks_of(layout, TILE)
     with on_device_of(x):
@@ -417,7 +417,7 @@ def batch_norm_act_bwd(
     grad_weight, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
     if x.numel() == 0:
         return torch.empty_like(x), grad_weight.fill_(0), grad_bias.fill_(0)
-    x, layout = lay_out(x)
+    x, layout = channel_view(x)
     grad_y = grad_y.contiguous(memory_format=memory_format_of(x, layout))
     grad_x = torch.empty_like(grad_y) if needs_grad_x else x.new_empty(0)
     slope, offset = (torch.empty_like(mean) if training else None for _ in range(2))

@@ -158,7 +158,7 @@ def _lies_in_planes(x: Tensor) -> bool:
     return True
 
 
-def lay_out(x: Tensor) -> tuple[Tensor, Layout]:
+def channel_view(x: Tensor) -> tuple[Tensor, Layout]:
     """``x`` as it is, where the kernels can read it so, else a copy in NCHW order."""
     pixels = _lies_in_pixels(x)
     if not pixels and not _lies_in_planes(x):

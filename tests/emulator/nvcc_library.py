@@ -18,8 +18,8 @@ from emulator import ROOT, SOURCES, Read, Update, Write
 NAMES = (
     "contract_portable.cu",
     "contract_hopper.cu",
-    "planted_matmul.cu",
-    "planted_gemm90.cu",
+    "seeded_bug_matmul.cu",
+    "seeded_bug_gemm90.cu",
     "gpu_conv_sm90.cu",
 )
 KERNELS = (

@@ -1,4 +1,4 @@
-"""The CUDA kernels as a backend of the ops: csrc/'s own glue, on CPU tensors (README.md).
+"""The CUDA kernels as a backend of the ops: csrc/'s own bindings, on CPU tensors (README.md).
 
 Every call runs under every schedule, and all must give the same bits.
 """
@@ -23,9 +23,9 @@ from genimg.backends import OPS
 
 
 @cache
-def _glue() -> ctypes.CDLL:
-    """The library of torch.ops.genimg_glue: csrc/'s CUDA ops, on CPU tensors."""
-    library = emulator.library("genimg_glue")
+def _bindings() -> ctypes.CDLL:
+    """The library of torch.ops.genimg_bindings: csrc/'s CUDA ops, on CPU tensors."""
+    library = emulator.library("genimg_bindings")
     torch.ops.load_library(library._name)
     return library
 
@@ -46,11 +46,11 @@ def _register(library: ctypes.CDLL, tensors: Sequence[Tensor]) -> None:
 
 
 @contextmanager
-def _ops_of_the_glue() -> Iterator[None]:
-    """torch.ops.genimg is the glue's; torch.empty's memory is what the emulator fills it with."""
+def _ops_of_the_bindings() -> Iterator[None]:
+    """torch.ops.genimg is the bindings'; the emulator fills the memory of torch.empty."""
     ops, deterministic = torch.ops.genimg, torch.utils.deterministic
     fills = deterministic.fill_uninitialized_memory
-    torch.ops.genimg = torch.ops.genimg_glue
+    torch.ops.genimg = torch.ops.genimg_bindings
     deterministic.fill_uninitialized_memory = False  # it would pass for what the op has written
     try:
         yield
@@ -60,13 +60,13 @@ def _ops_of_the_glue() -> Iterator[None]:
 
 
 def run(function: Callable[..., Any], args: Sequence[Any], schedule: Schedule) -> Any:
-    """``function(*args)``, whose ops of torch.ops.genimg are the glue's, on tensors of the CPU."""
-    library = _glue()
+    """``function(*args)`` on tensors of the CPU, with torch.ops.genimg the bindings'."""
+    library = _bindings()
     _register(library, [x for x in _tensors(args) if x.numel() > 0])
     emulator.set_schedule(library, schedule)
-    library.glue_begin()
+    library.bindings_begin()
     try:
-        with _ops_of_the_glue():
+        with _ops_of_the_bindings():
             return function(*args)
     except RuntimeError as error:
         said = library.simt_error().decode()
@@ -74,17 +74,17 @@ def run(function: Callable[..., Any], args: Sequence[Any], schedule: Schedule) -
             raise emulator.KernelError(said) from None
         raise
     finally:
-        library.glue_end()
+        library.bindings_end()
 
 
 def launches() -> int:
     """Of kernels, by the last call of an op."""
-    return _glue().glue_launches()
+    return _bindings().bindings_launches()
 
 
 def last_kernel() -> str:
     """The last one that an op has launched."""
-    return emulator.last_kernel(_glue())
+    return emulator.last_kernel(_bindings())
 
 
 def _under_every(schedules: Sequence[Schedule], function: Callable[..., Any]) -> Callable[..., Any]:

@@ -63,7 +63,7 @@ RULES = (
     *_same(
         "winograd_(up|down)",
         "products are left out for speed: they are 0, or of outputs that are not wanted",
-        r"^wanted == size -> true: outlet.products",
+        r"^wanted == size -> true: output_phase.products",
         r"^odd -> false",
         r"^wanted == 1 && -> 0: (if|const bool)",
         r"^size == 3\) -> 4: if",
@@ -71,7 +71,9 @@ RULES = (
         r"^!even_is_zero -> true",
     ),
     *_same(
-        "winograd_down", "a second outlet has no products", r"^outlets = 1; -> 2: axis.outlets = 1"
+        "winograd_down",
+        "a second output_phase has no products",
+        r"^output_phases = 1; -> 2: axis.output_phases = 1",
     ),
     *_same("floor_mod", "only whether it is 0 is asked", r"^\) \+ b -> a - b"),
     *_same("direct_up", "a phase beyond the axis has no tiles", r"^phase < large -> true"),
@@ -95,16 +97,16 @@ RULES = (
     *_same(
         "tiling_of",
         "one product is its own inverse transform, whatever the size",
-        r"^form == ConvForm::winograd3 -> true: t.size",
+        r"^form == ConvAlgorithm::winograd_f3x2 -> true: t.size",
         r"^3 : 1; -> [02]: t.size",
     ),
     *_same(
         "Axis::all_outputs",
-        "there is no second outlet, or it has as many outputs as the first",
-        r"^outlets == 2 -> true",
-        r"^outlet\[1\] -> 0",
+        "there is no second output_phase, or it has as many outputs as the first",
+        r"^output_phases == 2 -> true",
+        r"^output_phase\[1\] -> 0",
     ),
-    *_same("gathered_down", "how many values there is room for", r"^axes\[0\] -> 1"),
+    *_same("im2col_down", "how many values there is room for", r"^axes\[0\] -> 1"),
     # leaky.h
     *_same(
         "Leaky::operator\\(\\)",
@@ -160,7 +162,7 @@ RULES = (
         r"^4 <= count -> one step less",
     ),
     *_same(
-        "load_gathered_tile",
+        "load_im2col_tile",
         "more is cleared than need be, before the taps are copied",
         r"^top >= 0 -> a > b: const bool whole",
         r"^top >= 0 && -> 1: const bool whole",
@@ -170,12 +172,12 @@ RULES = (
         r"^patch <= t -> a < b: const bool whole",
     ),
     *_same(
-        "load_gathered_tile",
+        "load_im2col_tile",
         "a vector is four: at most twelve of sixteen taps or more are left as they are",
         r"^run / kWidth -> a % b: const int64_t cleared",
         levels=("baseline",),
     ),
-    *_same("load_gathered_tile", "a run of no columns copies none", r"^begin < end -> true"),
+    *_same("load_im2col_tile", "a run of no columns copies none", r"^begin < end -> true"),
     # conv/store.h
     *_same(
         "tanh_of|sigmoid_of",
@@ -192,7 +194,7 @@ RULES = (
         r"sizeof\(T\) == 2",
     ),
     *_same(
-        "GateStore::operator\\(\\)|Contraction::store_as|ColumnsContraction::store_as|moments_about",
+        "GateStore::operator\\(\\)|Contraction::store_as|Col2imContraction::store_as|moments_about",
         "whole vectors go as well in the way of partial ones, and channels beyond "
         "the count are added up for nobody",
         r"^kFull -> (true|false)",
@@ -211,7 +213,7 @@ RULES = (
         r"^[ij] >= inverse(.outputs_[hw])? -> (false|a > b)",
     ),
     *_same(
-        "with_products|finish_outlet",
+        "with_products|finish_output_phase",
         "what is stored by too small a transform is stored over by the right one",
         r"^products == [123] -> true",
         r"^inverse.size == [12] -> true",
@@ -224,7 +226,7 @@ RULES = (
         r"split / splits -> a % b: for",
     ),
     *_same(
-        "Contraction::(run|run_panels|multiply_outlet)",
+        "Contraction::(run|run_panels|multiply_output_phase)",
         "one panel is made at a time: kPanelsAtOnce is 1",
         r"^smaller\(panel \+ kPanelsAtOnce, last\) -> ",
         r"\(panel - begin\)",
@@ -260,7 +262,7 @@ RULES = (
     ),
     # conv/col2im.h
     *_same(
-        "ColumnsContraction::.*",
+        "Col2imContraction::.*",
         "a vector is a block of channels: v and channel are 0, and a block has one",
         r"^(c|first|second|v|kBlock|channel|,|tap) \+ (v|channel|i) -> a - b: .*\b(v|channel)\b",
         r"^kColumnTaps \+ tap -> a - b",
@@ -269,45 +271,45 @@ RULES = (
         levels=("avx512",),
     ),
     *_same(
-        "ColumnsContraction::multiply_channels",
+        "Col2imContraction::multiply_channels",
         "for the prefetch alone",
         r"const int64_t next =",
         r"row < next",
         r"const T\* ahead",
     ),
     *_same(
-        "ColumnsContraction::run",
+        "Col2imContraction::run",
         "take_moments stores over the sums of a plain epilogue",
         r"^(first|second) \+ v -> a - b: store_as<PlainStore>",
     ),
     *_same(
-        "ColumnsContraction::multiply_channels",
+        "Col2imContraction::multiply_channels",
         "a vector is not a block, and sixteen taps are whole panels",
         r"^last -> true: const int64_t next_vector",
         r"^products \+ column -> a - b: add_rows<1>",
         levels=("baseline", "avx2"),
     ),
     *_same(
-        "ColumnsContraction::multiply_channels",
+        "Col2imContraction::multiply_channels",
         "a panel is of whole blocks: column is a multiple",
         r"large_c \+ column -> a - b",
         levels=("avx2", "avx512"),
     ),
     *_same(
-        "ColumnsContraction::multiply_channels",
+        "Col2imContraction::multiply_channels",
         "a vector more than there are channels is multiplied, and not read",
         r"^width - column > kWidth -> true",
         r"^width - column -> a \+ b",
         r"^column > kWidth -> a >= b",
     ),
     *_same(
-        "ColumnsContraction::add_rows",
+        "Col2imContraction::add_rows",
         "rows beyond the last are added up where the sums are cleared afterwards",
         r"^row \+ (kTileRows|4) -> a - b",
         r"row \+ 4 <= -> 3",
     ),
     *_same(
-        "ColumnsContraction::add_rows",
+        "Col2imContraction::add_rows",
         "rows that are not taken together are taken one by one",
         r"row \+ 4 <= -> 5",
         r"^(kTileRows|4) <= columns -> one step less",
@@ -329,7 +331,7 @@ RULES = (
         r"^end - 1 \+ -> 0",
     ),
     *_same(
-        "(FewUp|ColumnsUp|Contraction)::(most_small_rows|scratch_size)",
+        "(FewUp|Col2imPlan|Contraction)::(most_small_rows|scratch_size)",
         "the room of scratch; what is written past it is for make sanitize to find",
         r"return",
     ),
@@ -354,7 +356,7 @@ RULES = (
         r"^(g.)?stride_[hw] == 2 ",
     ),
     *_same(
-        "winograd_or_direct|form_of|fits_columns|wgrad_form",
+        "winograd_or_direct|algorithm_of|fits_col2im|wgrad_algorithm",
         "any of the forms that fit is right",
         r"^(?!!fits_winograd).*(int64_t tiles|int64_t side|tiles <= kFewTiles|side <= kSmallSide)",
         r"^(direction == ConvDirection::fprop|plain) -> false",
@@ -420,8 +422,8 @@ RULES = (
     *_same(
         "products_of",
         "products are numbered with gaps",
-        r"^axis.outlets == 2 -> true",
-        r"^outlet\[1\] -> ",
+        r"^axis.output_phases == 2 -> true",
+        r"^output_phase\[1\] -> ",
         r"^products : 0\) -> 1",
     ),
     *_same(
@@ -470,7 +472,7 @@ RULES = (
     *_same(
         "conv_wgrad_(chunk|multiply)",
         "the one value of few channels has one term, number 0",
-        r"^(call.)?plan.form [!=]= ConvForm::few -> (true|false)",
+        r"^(call.)?plan.form [!=]= ConvAlgorithm::few -> (true|false)",
     ),
 )
 """The mutants that change no result; found by the first rule that covers them."""

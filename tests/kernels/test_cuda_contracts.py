@@ -13,7 +13,7 @@ from emulator import SCHEDULES, Read, Write, conv, nvcc_library
 
 def _emulated(schedule):
     def call(function, *args):
-        emulator.call(emulator.library("genimg_planted"), function, *args, schedule=schedule)
+        emulator.call(emulator.library("genimg_seeded_bugs"), function, *args, schedule=schedule)
 
     return call
 
@@ -155,7 +155,7 @@ def test_whole_kernels_on_the_gpu(kernel, shape, dtype):
     b = torch.randint(-3, 4, (depth, columns)).to(dtype)
     c = torch.empty(rows, columns)
     sizes = (rows, columns, depth, 0)
-    nvcc_library.call(f"planted_{kernel}_{NAMES[dtype]}", Read(a), Read(b), Write(c), *sizes)
+    nvcc_library.call(f"seeded_bug_{kernel}_{NAMES[dtype]}", Read(a), Read(b), Write(c), *sizes)
     assert torch.equal(c.double(), a.double() @ b.double())
 
 

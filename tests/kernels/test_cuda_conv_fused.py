@@ -78,7 +78,7 @@ def wgrad_scratch(sizes, dtype):
     return torch.empty(count(ctypes.c_void_p(sizes.data_ptr())))
 
 
-def sums_room(direction, sizes):
+def sums_workspace(direction, sizes):
     room = torch.empty(2, dtype=torch.int64)
     address = ctypes.c_void_p(sizes.data_ptr())
     small = ctypes.c_int64(direction == "fprop")
@@ -122,7 +122,7 @@ def fused(
     kind, layer, other = prologue
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     sums = [torch.full((shape[1],), float("nan")) for _ in range(5)]
-    scratch, tickets = sums_room(direction, sizes) if summed else (None, None)
+    scratch, tickets = sums_workspace(direction, sizes) if summed else (None, None)
     none = (Read(None),) * 3
     launch(
         f"conv_{direction}_fused",

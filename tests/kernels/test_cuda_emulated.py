@@ -6,8 +6,8 @@ from importlib import import_module
 import emulator
 import pytest
 import torch
-from contract import is_emulated, small_cases
 from emulator.ops import emulated, launches, run
+from op_checks import is_emulated, small_cases
 
 from genimg.backends import OPS, BackendError
 
@@ -130,7 +130,7 @@ def test_reparam_kl_in_larger_tensors(shape, dtype, monkeypatch):
 
 
 @pytest.mark.skipif(emulator.sanitized, reason="the emulator's own checker is off")
-def test_the_glue_is_watched():
+def test_the_bindings_are_watched():
     """Memory that neither an argument nor an allocation of the op covers is not read unseen."""
     x = torch.ones(8)
     with pytest.raises(emulator.KernelError, match="out-of-bounds|far from every buffer"):

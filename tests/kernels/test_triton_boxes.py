@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contractions import DEVICE, Data, behind, contract, draw, read
+from conv_fixtures import DEVICE, Data, behind, contract, draw, read
 
 from genimg.kernels.triton import runtime
 
@@ -14,7 +14,7 @@ if runtime.MISSING is None:
     from genimg.kernels.triton.conv import fprop as conv_fprop
     from genimg.kernels.triton.conv import tile_sizes, tma
     from genimg.kernels.triton.conv.epilogue import Epilogue
-    from genimg.kernels.triton.conv.geometry import as_pixels
+    from genimg.kernels.triton.conv.geometry import to_channels_last
     from genimg.kernels.triton.conv.tile_sizes import Tile
     from genimg.kernels.triton.conv.tma import Box
 
@@ -125,7 +125,7 @@ def test_as_by_pointers_to_the_bit(name, dtype, boxed, monkeypatch):
     for kernel, x, y in ((FPROP, data.large, data.small), (DGRAD, data.small, data.large)):
         image = read(x, dtype)
         raw, coef = draw(*y.shape), draw(4, y.shape[1]).float()
-        gate = {"gate": "affine", "gate_y": as_pixels(raw.to(dtype)), "gate_coef": coef}
+        gate = {"gate": "affine", "gate_y": to_channels_last(raw.to(dtype)), "gate_coef": coef}
         for epilogue in (Epilogue(statistics=True), Epilogue(slope=0.2, **gate)):
             got, partial = contract(kernel, image, data, epilogue, dtype)
             with monkeypatch.context() as patch:
@@ -199,7 +199,7 @@ def operands(shape, channels, tile, offset=0, dtype=torch.float16):
     data = Data(shape, channels, (4, 4), (2, 2), (1, 1), (1, 1))
     x = torch.empty(data.large.numel() + offset, device=DEVICE, dtype=dtype)[offset:]
     image = read(x.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2), dtype)
-    return tile, image, as_pixels(data.weight.to(dtype)), data.geometry
+    return tile, image, to_channels_last(data.weight.to(dtype)), data.geometry
 
 
 def test_only_what_descriptors_may_name(monkeypatch):

@@ -263,7 +263,7 @@ def candidates(capability, dtype, precision, monkeypatch):
     for columns in (1, FEW, 16, 20, 32, 64, 100, 128, 512):
         for summands in (FEW * 16, 64, 512):
             yield "conv_fprop", False, tile_sizes.image_tiles(x, precision, columns, summands)
-        yield "conv_fprop", True, tile_sizes.gathered_tiles(x, precision, columns, 16 * FEW)
+        yield "conv_fprop", True, tile_sizes.im2col_tiles(x, precision, columns, 16 * FEW)
         yield "conv_dgrad", False, tile_sizes.image_tiles(x, precision, columns, 64)
         for rows in (20, 64, 512):
             for few in (False, True):

@@ -36,7 +36,7 @@ def test_leaky_relu_compiles_for_gpus_that_are_not_here(tmp_path):
     assert all(8 <= int(row[-2]) <= 255 for row in rows)
 
 
-def test_planted_faults_are_refused(tmp_path):
+def test_seeded_bug_faults_are_refused(tmp_path):
     arguments = ("--all", "--arch", "90", "--dtype", "fp16")
     done = check(tmp_path, "--module", str(FOLDER / "faulty_kernels.py"), *arguments)
     assert done.returncode == 1, done.stdout + done.stderr

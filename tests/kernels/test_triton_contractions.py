@@ -6,7 +6,7 @@ Where every partial sum is an integer below 2**24, float32 must equal float64 to
 import pytest
 import torch
 import torch.nn.functional as F
-from contractions import DEVICE, Data, behind, contract, draw, read
+from conv_fixtures import DEVICE, Data, behind, contract, draw, read
 
 import genimg
 from genimg.kernels.triton import runtime

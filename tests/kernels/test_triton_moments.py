@@ -11,8 +11,8 @@ if runtime.MISSING is None:
     from genimg.kernels.triton import moments
     from genimg.kernels.triton.conv.convolution import Convolution
     from genimg.kernels.triton.conv.epilogue import Epilogue
-    from genimg.kernels.triton.conv.geometry import as_pixels
-    from genimg.kernels.triton.conv.prologue import ReadImage
+    from genimg.kernels.triton.conv.geometry import to_channels_last
+    from genimg.kernels.triton.conv.prologue import FusedInput
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -43,7 +43,9 @@ def test_statistics(name):
     weight = (0.1 * draw(*weight)).half()
     bias = torch.full((weight.shape[1 if transposed else 0],), 100.0, device=DEVICE).half()
     epilogue = Epilogue(bias=bias, statistics=True)
-    y, partial = convolution.forward(ReadImage(as_pixels(draw(*x).half())), weight, epilogue)
+    y, partial = convolution.forward(
+        FusedInput(to_channels_last(draw(*x).half())), weight, epilogue
+    )
     values = per_channel(y)
     count = values.shape[1]
     gamma, beta = draw(y.shape[1], seed=1).half(), draw(y.shape[1], seed=2)
@@ -86,7 +88,7 @@ def test_gradient_through_a_norm(name, batch):
     transposed, shape, weight, *options = LAYERS[name]
     convolution = Convolution(transposed, *options)
     channels, weight = shape[1], 0.1 * draw(*weight)
-    raw = as_pixels(3 + 2 * draw(*shape, seed=4)).requires_grad_()
+    raw = to_channels_last(3 + 2 * draw(*shape, seed=4)).requires_grad_()
     gamma, beta = (draw(channels, seed=s).requires_grad_() for s in (5, 6))
     mean, var = draw(channels, seed=7), draw(channels, seed=8).abs() + 0.5
     parameters = (x.double() for x in (mean, var, gamma, beta))
@@ -102,7 +104,7 @@ def test_gradient_through_a_norm(name, batch):
             mean, var = values.mean(1).float(), values.var(1, correction=0).float()
         norm = moments.running(mean, var, gamma, beta, 1e-5)
         epilogue = Epilogue(slope=0.2, gate="affine", gate_y=raw, gate_coef=norm.coef)
-        grad = ReadImage(as_pixels(grad_y))
+        grad = FusedInput(to_channels_last(grad_y))
         dz, partial = convolution.input_gradient(grad, shape, weight, epilogue)
         found = moments.norm_grads(partial, norm.coef, norm.rstd, values.shape[1], batch)
         centre, scale, shift, tilt = found.coef[:, :, None, None]

@@ -318,7 +318,7 @@ def errors_of(fault: Fault) -> list[testing.Error]:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.op}-{fault.name}")
-def test_a_planted_fault_is_caught(plant, fault):
+def test_a_seeded_bug_fault_is_caught(plant, fault):
     plant(fault)
     assert [error for error in errors_of(fault) if not error.ok]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import FLOATS, assert_case, case_of, needs_triton, small_cases
+from op_checks import FLOATS, assert_case, case_of, needs_triton, small_cases
 
 import genimg
 from genimg import _native
@@ -344,12 +344,12 @@ def test_raw_op_refuses():
 
 @needs_native
 def test_auto_takes_the_kernel_where_it_wins():
-    def taken(x):
+    def selected(x):
         return genimg.explain("batch_norm_act", x, None, None, training=True)
 
     large = torch.randn(64, 16, 32, 32)
     for x in (large, place(large, "channels_last"), torch.randn(4096, 64)):
-        assert taken(x).taken == "cpu"
+        assert selected(x).selected == "cpu"
     for slower, reason in (
         (large[:32], "below 1,048,576 elements"),
         (large.bfloat16(), "below 4,194,304 elements"),
@@ -357,8 +357,8 @@ def test_auto_takes_the_kernel_where_it_wins():
         (place(large.view(256, 4, 32, 32), "channels_last"), "fewer than 16 channels"),
         (large.view(64, 1024, 4, 4), "planes of fewer than 64 values"),
     ):
-        table = taken(slower)
-        assert table.taken == "reference"
+        table = selected(slower)
+        assert table.selected == "reference"
         assert reason in next(row.reason for row in table.rows if row.backend == "cpu")
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from contract import (
+from op_checks import (
     HALF_PRECISION_CASES,
     assert_compiles,
     assert_derivatives,
@@ -208,10 +208,10 @@ def test_explain_agrees_with_the_call(op):
     (table,) = tables
     # The others' kernels win on larger tensors only, or tie with PyTorch.
     native = op in ("conv_stack", "reparam_kl") and _native.available()
-    assert table.taken == ("cpu" if native else "reference")
+    assert table.selected == ("cpu" if native else "reference")
     assert [row.backend for row in table.rows] == ["cuda", "cpu", "triton", "reference"]
     assert all(row.reason for row in table.rows)
-    assert f"{op}: {table.taken}" in str(table)
+    assert f"{op}: {table.selected}" in str(table)
 
 
 @pytest.mark.parametrize("op", TYPICAL)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import FLOATS, assert_case, small_cases
+from op_checks import FLOATS, assert_case, small_cases
 
 import genimg
 from genimg.backends import OPS
@@ -22,7 +22,7 @@ def test_forward_backward(case, dtype):
 
 def test_unbatched():
     x, weight = torch.randn(3, 9, 9), torch.randn(4, 3, 4, 4)
-    assert genimg.explain("conv2d", x, weight).taken == "reference"
+    assert genimg.explain("conv2d", x, weight).selected == "reference"
     assert torch.equal(conv2d(x, weight, None, 2, 1), F.conv2d(x, weight, None, 2, 1))
 
 

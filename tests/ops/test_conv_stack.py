@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from contract import FLOATS, assert_case, case_of, needs_triton, small_cases
+from op_checks import FLOATS, assert_case, case_of, needs_triton, small_cases
 
 import genimg
 from genimg import _native
@@ -277,7 +277,7 @@ def test_a_stack_that_no_kernel_serves_still_has_its_fused_norms():
     block = ConvBlock(
         Direction.DOWN, weight, padding=1, norm=norm, activation=Activation.LEAKY_RELU
     )
-    assert genimg.explain("conv_stack", x, [block], training=True).taken == "reference"
+    assert genimg.explain("conv_stack", x, [block], training=True).selected == "reference"
     with torch.profiler.profile() as profile:
         y = conv_stack(x, [block], training=True)
     names = {event.name for event in profile.events()}
@@ -294,7 +294,7 @@ def test_auto_leaves_bfloat16_to_dot_products(monkeypatch, has):
     x, weight = torch.randn(2, 64, 8, 8).bfloat16(), torch.randn(64, 32, 4, 4).bfloat16()
     block = ConvBlock(Direction.UP, weight, None, 2, 1)
     table = genimg.explain("conv_stack", x, [block], training=True)
-    assert table.taken == ("reference" if has else "cpu")
+    assert table.selected == ("reference" if has else "cpu")
     assert ("dot products" in str(table)) == has
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import FLOATS, assert_case, small_cases
+from op_checks import FLOATS, assert_case, small_cases
 
 import genimg
 from genimg import _native
@@ -93,10 +93,12 @@ def test_auto_takes_the_kernel_where_it_wins(x, weight, options, reason):
 def test_auto_trains_a_lone_last_layer_in_channels_last_only():
     x, weight = torch.randn(64, 64, 32, 32), torch.randn(64, 3, 4, 4, requires_grad=True)
     pixels = x.contiguous(memory_format=torch.channels_last)
-    taken = [genimg.explain("conv_transpose2d", t, weight, None, 2, 1).taken for t in (x, pixels)]
-    assert taken == ["reference", "cpu"]
+    selected = [
+        genimg.explain("conv_transpose2d", t, weight, None, 2, 1).selected for t in (x, pixels)
+    ]
+    assert selected == ["reference", "cpu"]
     with torch.no_grad():
-        assert genimg.explain("conv_transpose2d", x, weight, None, 2, 1).taken == "cpu"
+        assert genimg.explain("conv_transpose2d", x, weight, None, 2, 1).selected == "cpu"
 
 
 @pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
@@ -105,13 +107,15 @@ def test_auto_leaves_bfloat16_to_dot_products(monkeypatch, has):
     """Where the CPU has them, PyTorch's convolutions are faster, but the last layer's forward."""
     monkeypatch.setattr(convolution, "_BF16_DOT_PRODUCTS", has)
 
-    def taken(x, weight, needs_grad):
+    def selected(x, weight, needs_grad):
         x = torch.empty(x, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
         weight = torch.empty(weight, dtype=torch.bfloat16, requires_grad=needs_grad)
         return genimg.explain("conv_transpose2d", x, weight, None, 2, 1)
 
-    hidden = taken((64, 256, 8, 8), (256, 128, 4, 4), False)
+    hidden = selected((64, 256, 8, 8), (256, 128, 4, 4), False)
     assert ("dot products" in str(hidden)) == has
-    assert hidden.taken == ("reference" if has else "cpu")
-    assert taken((64, 64, 32, 32), (64, 3, 4, 4), False).taken == "cpu"
-    assert taken((64, 64, 32, 32), (64, 3, 4, 4), True).taken == ("reference" if has else "cpu")
+    assert hidden.selected == ("reference" if has else "cpu")
+    assert selected((64, 64, 32, 32), (64, 3, 4, 4), False).selected == "cpu"
+    assert selected((64, 64, 32, 32), (64, 3, 4, 4), True).selected == (
+        "reference" if has else "cpu"
+    )

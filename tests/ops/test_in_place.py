@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract import needs_triton
+from op_checks import needs_triton
 
 import genimg
 from genimg import _native

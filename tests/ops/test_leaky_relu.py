@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import (
+from op_checks import (
     FLOATS,
     assert_case,
     assert_compiles,

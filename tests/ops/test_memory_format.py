@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from contract import needs_triton
+from op_checks import needs_triton
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import genimg

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from contract import case_of
+from op_checks import case_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from contract import FLOATS, assert_case, needs_triton, small_cases
+from op_checks import FLOATS, assert_case, needs_triton, small_cases
 
 import genimg
 from genimg import _native

@@ -8,7 +8,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from contract import case_of, device_for
+from op_checks import case_of, device_for
 
 from genimg.backends import OPS, BackendError
 from genimg.kernels.triton import runtime as triton_runtime

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import needs_triton
+from op_checks import needs_triton
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contract import case_of, needs_triton, tensors_and_function
+from op_checks import case_of, needs_triton, tensors_and_function
 from torch.autograd import forward_ad
 
 import genimg
@@ -178,7 +178,7 @@ def test_explain_says_why_a_tangent_is_pytorchs(op):
         dual = forward_ad.make_dual(given[last], torch.ones_like(given[last]))
         made = case.tensors(torch.Generator().manual_seed(0))
         case.call(explain, {**{k: v.float() for k, v in made.items()}, **given, last: dual})
-    assert tables[0].taken == "reference"
+    assert tables[0].selected == "reference"
     if _native.available():
         assert "tangent" in next(row.reason for row in tables[0].rows if row.backend == "cpu")
 

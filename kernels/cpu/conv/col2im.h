@@ -12,8 +12,8 @@ constexpr int64_t kColumnTaps = 16;  // of a 4x4 kernel
 constexpr int64_t kColumns = kBlock * kColumnTaps;
 
 // A unit is a block of output channels, for all pixels.
-struct ColumnsUp {
-  explicit ColumnsUp(const ConvGeometry& g)
+struct Col2imPlan {
+  explicit Col2imPlan(const ConvGeometry& g)
       : units(divide_up(g.large_c, kBlock)),
         pixels(g.batch * g.small_h * g.small_w),
         outputs(g.batch * g.large_h * g.large_w),
@@ -59,8 +59,8 @@ void add_columns(const float* a, int64_t a_block, Rows<T> b, int64_t depth, floa
 }
 
 template <typename T>
-struct ColumnsContraction {
-  ColumnsContraction(const ConvCall& call, float* scratch)
+struct Col2imContraction {
+  Col2imContraction(const ConvCall& call, float* scratch)
       : call(call),
         g(call.geometry),
         columns(call.geometry),
@@ -223,7 +223,7 @@ struct ColumnsContraction {
 
   const ConvCall& call;
   const ConvGeometry& g;
-  const ColumnsUp columns;
+  const Col2imPlan columns;
   float *values, *products, *sums;
 };
 

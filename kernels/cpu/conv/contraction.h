@@ -81,13 +81,14 @@ struct Contraction {
     }
   }
 
-  // visit(outlet of h, outlet of w), with the outputs set to theirs.
+  // visit(output_phase of h, output_phase of w), with the outputs set to theirs.
   template <typename Visit>
-  void each_outlet(Visit visit) {
-    for (int i = 0; i < h->outlets; ++i) {
-      for (int j = 0; j < w->outlets; ++j) {
-        outputs.outlet_at = (h->outlet[i].out_at * t.out_w + w->outlet[j].out_at) * t.out_c;
-        visit(h->outlet[i], w->outlet[j]);
+  void each_output_phase(Visit visit) {
+    for (int i = 0; i < h->output_phases; ++i) {
+      for (int j = 0; j < w->output_phases; ++j) {
+        outputs.output_phase_at =
+            (h->output_phase[i].out_at * t.out_w + w->output_phase[j].out_at) * t.out_c;
+        visit(h->output_phase[i], w->output_phase[j]);
       }
     }
   }
@@ -98,10 +99,10 @@ struct Contraction {
 
   void run_panels(int64_t begin, int64_t end, int64_t piece) {
     double first[kPanelsAtOnce * kPanel] = {}, second[kPanelsAtOnce * kPanel] = {};
-    each_outlet([&](const Outlet& outlet_h, const Outlet& outlet_w) {
-      multiply_outlet(outlet_h, outlet_w, begin, end);
-      const Inverse inverse = {t.size, outlet_h.products, outlet_w.products, outlet_h.outputs,
-                               outlet_w.outputs};
+    each_output_phase([&](const OutputPhase& output_phase_h, const OutputPhase& output_phase_w) {
+      multiply_output_phase(output_phase_h, output_phase_w, begin, end);
+      const Inverse inverse = {t.size, output_phase_h.products, output_phase_w.products,
+                               output_phase_h.outputs, output_phase_w.outputs};
       for (int64_t panel = begin; panel < end; ++panel) {
         const int64_t columns = columns_of(panel), local = (panel - begin) * kPanel;
         const float* from = products + (panel - begin) * kPanelProducts;
@@ -122,17 +123,18 @@ struct Contraction {
     }
   }
 
-  void multiply_outlet(const Outlet& outlet_h, const Outlet& outlet_w, int64_t begin, int64_t end) {
+  void multiply_output_phase(const OutputPhase& output_phase_h, const OutputPhase& output_phase_w,
+                             int64_t begin, int64_t end) {
     Term terms[kMaxKernel * kMaxKernel];
-    for (int m_h = 0; m_h < outlet_h.products; ++m_h) {
-      for (int m_w = 0; m_w < outlet_w.products; ++m_w) {
-        const int64_t at = (m_h * outlet_w.products + m_w) * kTileCount * kPanel;
+    for (int m_h = 0; m_h < output_phase_h.products; ++m_h) {
+      for (int m_w = 0; m_w < output_phase_w.products; ++m_w) {
+        const int64_t at = (m_h * output_phase_w.products + m_w) * kTileCount * kPanel;
         for (int64_t panel = begin; panel < end; ++panel) {
           const int64_t columns = columns_of(panel);
           const int64_t matrix = t.depth * (columns <= kWidth ? kWidth : kPanel);
           const float* packed = call.packed + panel * kPanel * t.packed_rows * t.depth;
-          const int count = find_terms(t, w->values, outlet_h.product[m_h], outlet_w.product[m_w],
-                                       values, packed, matrix, terms);
+          const int count = find_terms(t, w->values, output_phase_h.product[m_h],
+                                       output_phase_w.product[m_w], values, packed, matrix, terms);
           multiply(terms, count, t.depth, kTileCount, used, columns,
                    products + (panel - begin) * kPanelProducts + at);
         }
@@ -154,10 +156,11 @@ struct Contraction {
   template <template <typename, bool> typename Store>
   void store_as(const Inverse& inverse, int64_t c, int count, const float* from, Moments* moments) {
     if (count == kWidth) {
-      finish_outlet(inverse, outputs, used, from, Store<T, true>(call.epilogue, c, count), moments);
+      finish_output_phase(inverse, outputs, used, from, Store<T, true>(call.epilogue, c, count),
+                          moments);
     } else {
-      finish_outlet(inverse, outputs, used, from, Store<T, false>(call.epilogue, c, count),
-                    moments);
+      finish_output_phase(inverse, outputs, used, from, Store<T, false>(call.epilogue, c, count),
+                          moments);
     }
   }
 
@@ -170,10 +173,10 @@ struct Contraction {
       float about[kWidth] = {};
       for (int i = 0; i < count; ++i) about[i] = static_cast<float>(first[v + i] / n);
       double rests[kWidth] = {}, squares[kWidth] = {};
-      each_outlet([&](const Outlet& outlet_h, const Outlet& outlet_w) {
-        const Moments found =
-            moments_about(load(about), outputs, used, outlet_h.outputs, outlet_w.outputs,
-                          static_cast<const T*>(call.epilogue.out) + c + v, count);
+      each_output_phase([&](const OutputPhase& output_phase_h, const OutputPhase& output_phase_w) {
+        const Moments found = moments_about(
+            load(about), outputs, used, output_phase_h.outputs, output_phase_w.outputs,
+            static_cast<const T*>(call.epilogue.out) + c + v, count);
         add_moments(found, count, rests, squares);
       });
       for (int i = 0; i < count; ++i) {

@@ -104,13 +104,13 @@ struct FewContraction {
 
 template <typename T>
 void dgrad(const ConvCall& call, float* scratch, int64_t begin, int64_t end) {
-  if (call.form == ConvForm::columns) {
-    ColumnsContraction<T> contraction(call, scratch);
+  if (call.form == ConvAlgorithm::col2im) {
+    Col2imContraction<T> contraction(call, scratch);
     contraction.load_pixels();
     for (int64_t unit = begin; unit < end; ++unit) contraction.run(unit);
     return;
   }
-  if (call.form != ConvForm::few) {
+  if (call.form != ConvAlgorithm::few) {
     contract<T>(call, ConvDirection::dgrad, scratch, begin, end);
     return;
   }

@@ -22,18 +22,18 @@ struct ConvGeometry {
 // Taps along one axis that the kernels have room for.
 constexpr int64_t kMaxKernel = 16;
 
-enum class ConvForm {
-  winograd2,  // F(2,2) on the phases: kernel 4, stride 2, padding 1
-  winograd3,  // F(3,2) on them
-  direct,     // every tap by itself
-  few,        // few channels on the large side: all taps' channels side by side
-  columns,    // dgrad of few pixels, by the weight as it is: nothing is packed
+enum class ConvAlgorithm {
+  winograd_f2x2,  // F(2,2) on the phases: kernel 4, stride 2, padding 1
+  winograd_f3x2,  // F(3,2) on them
+  direct,         // every tap by itself
+  few,            // few channels on the large side: all taps' channels side by side
+  col2im,         // dgrad of few pixels, by the weight as it is: nothing is packed
 };
 
 // Channels that kernels take at a time.
 constexpr int64_t kChannelBlock = 16;
 
-inline bool is_winograd(ConvForm form) { return form <= ConvForm::winograd3; }
+inline bool is_winograd(ConvAlgorithm form) { return form <= ConvAlgorithm::winograd_f3x2; }
 
 enum class ConvDirection { dgrad, fprop };
 
@@ -72,7 +72,7 @@ struct Epilogue {
 };
 
 struct ConvPlan {
-  ConvForm form;
+  ConvAlgorithm form;
   int64_t packed;   // floats of the packed weight
   int64_t packing;  // items that packing it falls into
   int64_t units;    // pieces of work
@@ -82,7 +82,7 @@ struct ConvPlan {
 
 struct ConvCall {
   ConvGeometry geometry;
-  ConvForm form;
+  ConvAlgorithm form;
   Prologue prologue;
   Epilogue epilogue;
   const float* packed;

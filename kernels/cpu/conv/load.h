@@ -293,9 +293,9 @@ template <typename Read>
 
 // All taps of a tile, [kernel_h][kernel_w][channels], as one row.
 template <typename Read>
-inline void load_gathered_tile(const Tiling& t, const Axis& h, const Axis& w, const Read& prologue,
-                               int64_t image, int64_t tile_h, int64_t tile_w, int64_t row,
-                               float* value, Guard* guard) {
+inline void load_im2col_tile(const Tiling& t, const Axis& h, const Axis& w, const Read& prologue,
+                             int64_t image, int64_t tile_h, int64_t tile_w, int64_t row,
+                             float* value, Guard* guard) {
   constexpr int64_t kMost = kMaxKernel * kMaxKernel * kFewChannels;
   float taps[kMost];
   const int64_t run = w.patch * t.in_c, count = divide_up(h.patch * run, kBlock) * kBlock;
@@ -367,7 +367,7 @@ inline void load_block(const Tiling& t, const Axis& h, const Axis& w, const Prol
           load_copied_tile(t, h, w, read, at.image, at.at_h(), at.at_w(), row, values, guard);
           break;
         case Transform::gathered:
-          load_gathered_tile(t, h, w, read, at.image, at.at_h(), at.at_w(), row, values, guard);
+          load_im2col_tile(t, h, w, read, at.image, at.at_h(), at.at_w(), row, values, guard);
           break;
       }
     }

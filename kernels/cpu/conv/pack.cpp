@@ -22,13 +22,13 @@ struct Packing {
   }
 };
 
-Packing packing_of(const ConvGeometry& g, ConvDirection direction, ConvForm form) {
+Packing packing_of(const ConvGeometry& g, ConvDirection direction, ConvAlgorithm form) {
   const bool up = direction == ConvDirection::dgrad;
   const int64_t taps = g.kernel_h * g.kernel_w;
   const int64_t in = up ? g.small_c : g.large_c, out = up ? g.large_c : g.small_c;
-  if (form == ConvForm::winograd2) return {in, out, 36};
-  if (form == ConvForm::winograd3) return {in, out, 64};
-  if (form == ConvForm::direct) return {in, out, taps};
+  if (form == ConvAlgorithm::winograd_f2x2) return {in, out, 36};
+  if (form == ConvAlgorithm::winograd_f3x2) return {in, out, 64};
+  if (form == ConvAlgorithm::direct) return {in, out, taps};
   return up ? Packing{in, out * taps, 1} : Packing{in * taps, out, 1};
 }
 
@@ -109,7 +109,7 @@ void read_taps(const T* from, Strides strides, int64_t taps, int64_t count, Vect
 
 // Row k of a panel's matrices, from the weight's [columns][taps] at `from`.
 template <typename T>
-void pack_row(const ConvGeometry& g, ConvForm form, bool up, const T* from, Strides strides,
+void pack_row(const ConvGeometry& g, ConvAlgorithm form, bool up, const T* from, Strides strides,
               int64_t columns, int64_t width, float* packed, int64_t matrix, float* squares) {
   const int64_t taps = g.kernel_h * g.kernel_w;
   for (int64_t v = 0; v < width; v += kWidth) {
@@ -119,7 +119,7 @@ void pack_row(const ConvGeometry& g, ConvForm form, bool up, const T* from, Stri
     Vector sum = {};
     for (int64_t tap = 0; tap < taps; ++tap) sum += values[tap] * values[tap];
     for (int i = 0; i < kWidth; ++i) *squares += sum[i];
-    const bool two = form == ConvForm::winograd2;
+    const bool two = form == ConvAlgorithm::winograd_f2x2;
     if (!is_winograd(form)) {
       for (int64_t tap = 0; tap < taps; ++tap) store(packed + tap * matrix + v, values[tap]);
     } else if (up) {
@@ -150,7 +150,7 @@ void pack_few_row(const ConvGeometry& g, bool up, const T* weight, int64_t k, in
 }
 
 template <typename T>
-void pack(const ConvGeometry& g, ConvDirection direction, ConvForm form, WeightOrder order,
+void pack(const ConvGeometry& g, ConvDirection direction, ConvAlgorithm form, WeightOrder order,
           const T* weight, float* packed, int* refused, int64_t begin, int64_t end) {
   const Packing p = packing_of(g, direction, form);
   const bool up = direction == ConvDirection::dgrad;
@@ -164,7 +164,7 @@ void pack(const ConvGeometry& g, ConvDirection direction, ConvForm form, WeightO
     const int64_t panel = item / p.depth, k = item % p.depth, first = panel * kPanel;
     const int64_t columns = smaller(kPanel, p.columns - first), width = p.width(panel);
     float* to = packed + first * p.matrices * p.depth + k * width;
-    if (form == ConvForm::few) {
+    if (form == ConvAlgorithm::few) {
       pack_few_row(g, up, weight, k, first, columns, width, to, &squares);
     } else {
       pack_row(g, form, up, weight + k * row_stride + first * strides.column, strides, columns,
@@ -177,9 +177,9 @@ void pack(const ConvGeometry& g, ConvDirection direction, ConvForm form, WeightO
 }  // namespace
 
 void conv_plan(const ConvGeometry& g, ConvDirection direction, bool plain, ConvPlan* plan) {
-  const ConvForm form = form_of(g, direction, plain);
-  if (form == ConvForm::columns) {
-    const ColumnsUp columns(g);
+  const ConvAlgorithm form = algorithm_of(g, direction, plain);
+  if (form == ConvAlgorithm::col2im) {
+    const Col2imPlan columns(g);
     *plan = {form, 0, 0, columns.units, 1, columns.scratch_size()};
     return;
   }
@@ -187,7 +187,7 @@ void conv_plan(const ConvGeometry& g, ConvDirection direction, bool plain, ConvP
   plan->form = form;
   plan->packed = packing.size();
   plan->packing = packing.panels() * packing.depth;
-  if (form == ConvForm::few && direction == ConvDirection::dgrad) {
+  if (form == ConvAlgorithm::few && direction == ConvDirection::dgrad) {
     const FewUp few(g);
     plan->units = few.units();
     plan->scratch = few.scratch_size();
@@ -200,13 +200,13 @@ void conv_plan(const ConvGeometry& g, ConvDirection direction, bool plain, ConvP
   plan->scratch = Contraction<float>::scratch_size(tiling);
 }
 
-void conv_pack_f32(const ConvGeometry& geometry, ConvDirection direction, ConvForm form,
+void conv_pack_f32(const ConvGeometry& geometry, ConvDirection direction, ConvAlgorithm form,
                    WeightOrder order, const float* weight, float* packed, int* refused,
                    int64_t begin, int64_t end) {
   pack(geometry, direction, form, order, weight, packed, refused, begin, end);
 }
 
-void conv_pack_bf16(const ConvGeometry& geometry, ConvDirection direction, ConvForm form,
+void conv_pack_bf16(const ConvGeometry& geometry, ConvDirection direction, ConvAlgorithm form,
                     WeightOrder order, const uint16_t* weight, float* packed, int* refused,
                     int64_t begin, int64_t end) {
   pack(geometry, direction, form, order, weight, packed, refused, begin, end);

@@ -10,10 +10,10 @@ GENIMG_DECLARE_CPU_KERNEL(conv_plan, const ConvGeometry& geometry, ConvDirection
                           bool plain, ConvPlan* plan)
 // Items [begin, end) of the packing; *refused as above.
 GENIMG_DECLARE_CPU_KERNEL(conv_pack_f32, const ConvGeometry& geometry, ConvDirection direction,
-                          ConvForm form, WeightOrder order, const float* weight, float* packed,
+                          ConvAlgorithm form, WeightOrder order, const float* weight, float* packed,
                           int* refused, int64_t begin, int64_t end)
 GENIMG_DECLARE_CPU_KERNEL(conv_pack_bf16, const ConvGeometry& geometry, ConvDirection direction,
-                          ConvForm form, WeightOrder order, const uint16_t* weight, float* packed,
-                          int* refused, int64_t begin, int64_t end)
+                          ConvAlgorithm form, WeightOrder order, const uint16_t* weight,
+                          float* packed, int* refused, int64_t begin, int64_t end)
 
 }  // namespace genimg::cpu

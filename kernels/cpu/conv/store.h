@@ -143,14 +143,15 @@ template <int kSize, int kH, int kW>
   for (int i = 0; i < kMade<kSize, kH>; ++i) finish_axis<kSize, kW>(y[i]);
 }
 
-// Where the tiles of a block write: the first output of each, of the first outlets.
+// Where the tiles of a block write: the first output of each, of the first output_phases.
 struct Outputs {
   int64_t at[kTileCount];
-  int64_t outlet_at;  // from there to this outlet's
+  int64_t output_phase_at;  // from there to this output_phase's
   int64_t step_h, step_w;
 };
 
-// How an outlet's products, which lie in scratch as [kTileCount][kPanel] each, become outputs.
+// How an output_phase's products, which lie in scratch as [kTileCount][kPanel] each, become
+// outputs.
 struct Inverse {
   int size;  // of F(size,2); 1: no transform
   int products_h, products_w, outputs_h, outputs_w;
@@ -165,7 +166,7 @@ inline void finish_vector(const Inverse& inverse, const Outputs& outputs, int64_
     Vector y[kMostOutputs][kMostProducts];
     finish_tile<kSize, kH, kW>(products + row * kPanel, product, y);
     Moments tile;  // sums of sums: shorter chains round less
-    const int64_t at = outputs.at[row] + outputs.outlet_at;
+    const int64_t at = outputs.at[row] + outputs.output_phase_at;
     for (int i = 0; i < kMade<kSize, kH>; ++i) {
       if (i >= inverse.outputs_h) break;
       for (int j = 0; j < kMade<kSize, kW>; ++j) {
@@ -182,7 +183,7 @@ inline void finish_vector(const Inverse& inverse, const Outputs& outputs, int64_
 template <int value>
 struct Constant {};
 
-// Calls with(Constant<products>) for the one of the counts that an outlet may have.
+// Calls with(Constant<products>) for the one of the counts that an output_phase may have.
 template <int kSize, typename With>
 inline void with_products(int products, With with) {
   if (products == 1) with(Constant<1>{});
@@ -208,8 +209,8 @@ inline void finish_sized(const Inverse& inverse, const Outputs& outputs, int64_t
 }
 
 template <typename Store>
-inline void finish_outlet(const Inverse& inverse, const Outputs& outputs, int64_t used,
-                          const float* products, const Store& write, Moments* moments) {
+inline void finish_output_phase(const Inverse& inverse, const Outputs& outputs, int64_t used,
+                                const float* products, const Store& write, Moments* moments) {
   if (inverse.size == 1) finish_sized<1>(inverse, outputs, used, products, write, moments);
   if (inverse.size == 2) finish_sized<2>(inverse, outputs, used, products, write, moments);
   if (inverse.size == 3) finish_sized<3>(inverse, outputs, used, products, write, moments);
@@ -234,8 +235,8 @@ inline Moments moments_about(Vector mean, const Outputs& outputs, int64_t used, 
   for (int64_t row = 0; row < used; ++row) {
     for (int i = 0; i < outputs_h; ++i) {
       for (int j = 0; j < outputs_w; ++j) {
-        const T* p =
-            out + outputs.at[row] + outputs.outlet_at + i * outputs.step_h + j * outputs.step_w;
+        const T* p = out + outputs.at[row] + outputs.output_phase_at + i * outputs.step_h +
+                     j * outputs.step_w;
         const Vector d = (count == kWidth ? load(p) : load_first(p, count)) - mean;
         sums.first += d;
         sums.second += d * d;

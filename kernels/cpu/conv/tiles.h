@@ -1,8 +1,8 @@
 // How an axis of a convolution falls into tiles, and a convolution into passes over them.
 //
 // A tile reads `patch` positions of the input's axis, which become `values` transformed ones; an
-// outlet is some products over these whose inverse transform (finish_axis) gives outputs. In two
-// dimensions everything is an outer product of two axes.
+// output_phase is some products over these whose inverse transform (finish_axis) gives outputs. In
+// two dimensions everything is an outer product of two axes.
 #pragma once
 
 #include "geometry.h"
@@ -21,7 +21,7 @@ enum class Transform {
   gathered,  // the taps of few channels, side by side, are the one value
 };
 
-// Products and outputs of an outlet, at most.
+// Products and outputs of an output_phase, at most.
 constexpr int kMostProducts = 4, kMostOutputs = 3;
 
 // A sum of transformed values times rows of the packed weight.
@@ -36,7 +36,7 @@ struct Product {
 };
 
 // Products whose inverse transform gives outputs j: tile * out_step + out_at + j * out_stride.
-struct Outlet {
+struct OutputPhase {
   int products, outputs;
   Product product[kMostProducts];
   int64_t out_at;
@@ -48,11 +48,13 @@ struct Axis {
   int patch;
   int64_t in_at[kMaxKernel];  // positions of tile 0
   int values;
-  int outlets;
-  Outlet outlet[2];
+  int output_phases;
+  OutputPhase output_phase[2];
   int64_t out_step, out_stride;
 
-  int64_t all_outputs() const { return outlet[0].outputs + (outlets == 2 ? outlet[1].outputs : 0); }
+  int64_t all_outputs() const {
+    return output_phase[0].outputs + (output_phases == 2 ? output_phase[1].outputs : 0);
+  }
 };
 
 struct Variants {
@@ -61,7 +63,7 @@ struct Variants {
 };
 
 // F(size,2) of dgrad. A tile has the inputs x0 to x(size-1) and makes 2 size outputs of them and of
-// their neighbours; an outlet makes the even ones, another the odd ones.
+// their neighbours; an output_phase makes the even ones, another the odd ones.
 //
 // size 2: a = (x-1 - x0, x0, x0 - x1, x1, x1 - x2)
 //   even m = (a0 w3, a1 (w1 + w3), a2 w1), odd m = (a2 w2, a3 (w2 + w0), a4 w0)
@@ -87,17 +89,17 @@ inline Variants winograd_up(int64_t small, int size) {
     axis.patch = size + 2;
     for (int i = 0; i < axis.patch; ++i) axis.in_at[i] = i - 1;
     axis.values = size == 2 ? 5 : 7;
-    axis.outlets = 2;
+    axis.output_phases = 2;
     for (int odd = 0; odd < 2; ++odd) {
-      Outlet& outlet = axis.outlet[odd];
-      outlet.outputs = wanted;
-      outlet.out_at = odd;
-      outlet.products = wanted == size ? size + 1 : size;
-      if (wanted == 1 && (odd || size == 3)) outlet.products = 1;
-      for (int m = 0; m < outlet.products; ++m) {
-        outlet.product[m].add(odd * size + m, odd * (size + 1) + m);
+      OutputPhase& output_phase = axis.output_phase[odd];
+      output_phase.outputs = wanted;
+      output_phase.out_at = odd;
+      output_phase.products = wanted == size ? size + 1 : size;
+      if (wanted == 1 && (odd || size == 3)) output_phase.products = 1;
+      for (int m = 0; m < output_phase.products; ++m) {
+        output_phase.product[m].add(odd * size + m, odd * (size + 1) + m);
       }
-      if (wanted == 1 && size == 3 && !odd) outlet.product[0].add(1, 3);
+      if (wanted == 1 && size == 3 && !odd) output_phase.product[0].add(1, 3);
     }
     axis.out_step = 2 * size;
     axis.out_stride = 2;
@@ -127,20 +129,20 @@ inline Variants winograd_down(int64_t small, int size) {
     axis.patch = 2 * size + 2;
     for (int i = 0; i < axis.patch; ++i) axis.in_at[i] = i - 1;
     axis.values = axis.patch;
-    axis.outlets = 1;
-    Outlet& outlet = axis.outlet[0];
-    outlet.outputs = wanted;
+    axis.output_phases = 1;
+    OutputPhase& output_phase = axis.output_phase[0];
+    output_phase.outputs = wanted;
     if (wanted == 1 && size == 3) {
-      outlet.products = 1;
-      outlet.product[0].add(0, 0);
-      outlet.product[0].add(1, 1);
-      outlet.product[0].add(3, 7);
+      output_phase.products = 1;
+      output_phase.product[0].add(0, 0);
+      output_phase.product[0].add(1, 1);
+      output_phase.product[0].add(3, 7);
     } else {
-      outlet.products = wanted == size ? size + 1 : size;
-      for (int m = 0; m < outlet.products; ++m) {
+      output_phase.products = wanted == size ? size + 1 : size;
+      for (int m = 0; m < output_phase.products; ++m) {
         const bool even_is_zero = wanted == 1 && m == 1;
-        if (!even_is_zero) outlet.product[m].add(2 * m, 2 * m);
-        outlet.product[m].add(2 * m + 1, 2 * m + 1);
+        if (!even_is_zero) output_phase.product[m].add(2 * m, 2 * m);
+        output_phase.product[m].add(2 * m + 1, 2 * m + 1);
       }
     }
     axis.out_step = size;
@@ -162,12 +164,12 @@ inline Variants direct_up(int64_t large, int64_t kernel, int64_t stride, int64_t
     for (int64_t k = 0; k < kernel; ++k) {
       if (floor_mod(phase + pad - k, stride) != 0) continue;
       axis.in_at[axis.patch] = (phase + pad - k) / stride;  // exact
-      axis.outlet[0].product[0].add(axis.patch++, static_cast<int>(k));
+      axis.output_phase[0].product[0].add(axis.patch++, static_cast<int>(k));
     }
     axis.values = axis.patch;
-    axis.outlets = axis.outlet[0].products = axis.outlet[0].outputs = 1;
+    axis.output_phases = axis.output_phase[0].products = axis.output_phase[0].outputs = 1;
     axis.out_step = stride;
-    axis.outlet[0].out_at = phase;
+    axis.output_phase[0].out_at = phase;
     variants.axes[variants.count++] = axis;
   }
   return variants;
@@ -180,19 +182,19 @@ inline Variants direct_down(int64_t small, int64_t kernel, int64_t stride, int64
   axis.in_step = stride;
   for (int64_t k = 0; k < kernel; ++k) {
     axis.in_at[k] = k - pad;
-    axis.outlet[0].product[0].add(static_cast<int>(k), static_cast<int>(k));
+    axis.output_phase[0].product[0].add(static_cast<int>(k), static_cast<int>(k));
   }
   axis.patch = axis.values = static_cast<int>(kernel);
-  axis.outlets = axis.outlet[0].products = axis.outlet[0].outputs = 1;
+  axis.output_phases = axis.output_phase[0].products = axis.output_phase[0].outputs = 1;
   axis.out_step = 1;
   variants.axes[variants.count++] = axis;
   return variants;
 }
 
 // All taps together are one value.
-inline Variants gathered_down(int64_t small, int64_t kernel, int64_t stride, int64_t pad) {
+inline Variants im2col_down(int64_t small, int64_t kernel, int64_t stride, int64_t pad) {
   Variants variants = direct_down(small, kernel, stride, pad);
-  variants.axes[0].values = variants.axes[0].outlet[0].product[0].terms = 1;
+  variants.axes[0].values = variants.axes[0].output_phase[0].product[0].terms = 1;
   return variants;
 }
 
@@ -234,7 +236,7 @@ struct Tiling {
   }
 };
 
-inline Tiling tiling_of(const ConvGeometry& g, ConvDirection direction, ConvForm form) {
+inline Tiling tiling_of(const ConvGeometry& g, ConvDirection direction, ConvAlgorithm form) {
   const bool up = direction == ConvDirection::dgrad;
   Tiling t = {};
   t.batch = g.batch;
@@ -246,7 +248,7 @@ inline Tiling tiling_of(const ConvGeometry& g, ConvDirection direction, ConvForm
   t.out_c = up ? g.large_c : g.small_c;
   t.depth = t.in_c;
   t.rows = kTileCount;
-  t.size = form == ConvForm::winograd2 ? 2 : form == ConvForm::winograd3 ? 3 : 1;
+  t.size = form == ConvAlgorithm::winograd_f2x2 ? 2 : form == ConvAlgorithm::winograd_f3x2 ? 3 : 1;
   if (is_winograd(form)) {
     t.transform = t.size == 2 ? (up ? Transform::up2 : Transform::down2)
                               : (up ? Transform::up3 : Transform::down3);
@@ -254,7 +256,7 @@ inline Tiling tiling_of(const ConvGeometry& g, ConvDirection direction, ConvForm
     t.w = up ? winograd_up(g.small_w, t.size) : winograd_down(g.small_w, t.size);
     t.packed_w = 2 * (t.size + 1);
     t.packed_rows = t.packed_w * t.packed_w;
-  } else if (form == ConvForm::direct) {
+  } else if (form == ConvAlgorithm::direct) {
     t.transform = Transform::copy;
     t.h = up ? direct_up(g.large_h, g.kernel_h, g.stride_h, g.pad_h)
              : direct_down(g.small_h, g.kernel_h, g.stride_h, g.pad_h);
@@ -264,8 +266,8 @@ inline Tiling tiling_of(const ConvGeometry& g, ConvDirection direction, ConvForm
     t.packed_w = g.kernel_w;
   } else {
     t.transform = Transform::gathered;
-    t.h = gathered_down(g.small_h, g.kernel_h, g.stride_h, g.pad_h);
-    t.w = gathered_down(g.small_w, g.kernel_w, g.stride_w, g.pad_w);
+    t.h = im2col_down(g.small_h, g.kernel_h, g.stride_h, g.pad_h);
+    t.w = im2col_down(g.small_w, g.kernel_w, g.stride_w, g.pad_w);
     t.depth = g.large_c * g.kernel_h * g.kernel_w;
     t.packed_rows = t.packed_w = 1;
   }

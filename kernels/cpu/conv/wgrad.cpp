@@ -14,18 +14,19 @@ struct Outer {
 
 constexpr int kMostOuters = kMaxKernel * kMaxKernel;
 
-// Transformed gradients of an axis: its outlets' products.
+// Transformed gradients of an axis: its output_phases' products.
 int64_t products_of(const Axis& axis) {
-  return axis.outlet[0].products + (axis.outlets == 2 ? axis.outlet[1].products : 0);
+  return axis.output_phase[0].products +
+         (axis.output_phases == 2 ? axis.output_phase[1].products : 0);
 }
 
 // visit(value, product, packed) for the terms of an axis.
 template <typename Visit>
 void each_term(const Axis& axis, Visit visit) {
   int product = 0;
-  for (int i = 0; i < axis.outlets; ++i) {
-    for (int m = 0; m < axis.outlet[i].products; ++m, ++product) {
-      const Product& p = axis.outlet[i].product[m];
+  for (int i = 0; i < axis.output_phases; ++i) {
+    for (int m = 0; m < axis.output_phase[i].products; ++m, ++product) {
+      const Product& p = axis.output_phase[i].product[m];
       for (int term = 0; term < p.terms; ++term) visit(p.value[term], product, p.packed[term]);
     }
   }
@@ -60,12 +61,12 @@ template <int kSize, int kProducts>
   }
 }
 
-// How the tiles of one outlet read the large image.
+// How the tiles of one output_phase read the large image.
 struct Reading {
   const Tiling& t;
   const Axis &h, &w;
-  const Outlet &outlet_h, &outlet_w;
-  int64_t product, products_w;  // the outlet's first product, and those of a row
+  const OutputPhase &output_phase_h, &output_phase_w;
+  int64_t product, products_w;  // the output_phase's first product, and those of a row
   int64_t size;                 // of a transformed gradient
 };
 
@@ -74,8 +75,8 @@ void spread_tile(const Reading& r, const Read& prologue, const Cursor& at, int64
                  float* values, Guard* guard) {
   const Tiling& t = r.t;
   Guard sum = *guard;
-  const int64_t y = at.at_h() * r.h.out_step + r.outlet_h.out_at;
-  const int64_t x = at.at_w() * r.w.out_step + r.outlet_w.out_at;
+  const int64_t y = at.at_h() * r.h.out_step + r.output_phase_h.out_at;
+  const int64_t x = at.at_w() * r.w.out_step + r.output_phase_w.out_at;
   const int64_t origin = ((at.image * t.out_h + y) * t.out_w + x) * t.out_c;
   const int64_t step_h = r.h.out_stride * t.out_w * t.out_c, step_w = r.w.out_stride * t.out_c;
   over_vectors(t.out_c, [&](int64_t c, int count) __attribute__((always_inline)) {
@@ -87,7 +88,7 @@ void spread_tile(const Reading& r, const Read& prologue, const Cursor& at, int64
     for (int j = 0; j < kMostOutputs; ++j) {
       Vector m[kMostProducts] = {};
       for (int i = 0; i < kMostOutputs; ++i) {
-        if (i < r.outlet_h.outputs && j < r.outlet_w.outputs) m[i] = read(i, j);
+        if (i < r.output_phase_h.outputs && j < r.output_phase_w.outputs) m[i] = read(i, j);
       }
       spread_axis<kSize, kH>(m);
       for (int i = 0; i < kH; ++i) columns[i][j] = m[i];
@@ -106,8 +107,8 @@ void spread_tile(const Reading& r, const Read& prologue, const Cursor& at, int64
 template <int kSize, typename Read>
 void spread_sized(const Reading& r, const Read& prologue, const Cursor& at, int64_t row,
                   float* values, Guard* guard) {
-  with_products<kSize>(r.outlet_h.products, [&]<int kH>(Constant<kH>) {
-    with_products<kSize>(r.outlet_w.products, [&]<int kW>(Constant<kW>) {
+  with_products<kSize>(r.output_phase_h.products, [&]<int kH>(Constant<kH>) {
+    with_products<kSize>(r.output_phase_w.products, [&]<int kW>(Constant<kW>) {
       spread_tile<kSize, kH, kW>(r, prologue, at, row, values, guard);
     });
   });
@@ -121,12 +122,17 @@ void spread_block(const Tiling& t, int64_t pass, const Prologue& prologue, int64
   const int64_t products_w = products_of(w), size = divide_up(t.out_c, kBlock) * kBlock * t.rows;
   with_prologue<T>(prologue, [&](const auto& read) {
     int64_t product_h = 0;
-    for (int i = 0; i < h.outlets; product_h += h.outlet[i++].products) {
+    for (int i = 0; i < h.output_phases; product_h += h.output_phase[i++].products) {
       int64_t product_w = 0;
-      for (int j = 0; j < w.outlets; product_w += w.outlet[j++].products) {
-        const Reading reading = {t,           h,           w,
-                                 h.outlet[i], w.outlet[j], product_h * products_w + product_w,
-                                 products_w,  size};
+      for (int j = 0; j < w.output_phases; product_w += w.output_phase[j++].products) {
+        const Reading reading = {t,
+                                 h,
+                                 w,
+                                 h.output_phase[i],
+                                 w.output_phase[j],
+                                 product_h * products_w + product_w,
+                                 products_w,
+                                 size};
         Cursor at(h, w, first);
         for (int64_t row = 0; row < used; ++row, at.advance()) {
           if (t.size == 1) spread_sized<1>(reading, read, at, row, values, guard);
@@ -155,7 +161,7 @@ void load_few(const Tiling& t, const WgradCall& call, int64_t first, int64_t use
 
 Tiling wgrad_tiling(const ConvGeometry& g, const WgradPlan& plan) {
   const ConvDirection direction =
-      plan.form == ConvForm::few ? ConvDirection::fprop : ConvDirection::dgrad;
+      plan.form == ConvAlgorithm::few ? ConvDirection::fprop : ConvDirection::dgrad;
   Tiling t = tiling_of(g, direction, plan.form);
   t.rows = plan.rows;
   return t;
@@ -163,8 +169,8 @@ Tiling wgrad_tiling(const ConvGeometry& g, const WgradPlan& plan) {
 
 // Rows and columns of a matrix of sums, in whole blocks.
 int64_t sum_rows(const ConvGeometry& g) { return divide_up(g.small_c, kBlock) * kBlock; }
-int64_t sum_columns(const ConvGeometry& g, ConvForm form) {
-  const int64_t taps = form == ConvForm::few ? g.kernel_h * g.kernel_w : 1;
+int64_t sum_columns(const ConvGeometry& g, ConvAlgorithm form) {
+  const int64_t taps = form == ConvAlgorithm::few ? g.kernel_h * g.kernel_w : 1;
   return divide_up(g.large_c * taps, kBlock) * kBlock;
 }
 
@@ -175,7 +181,7 @@ void load_chunk(const WgradCall& call, const WgradChunk& chunk, int64_t begin, i
   float* small_values = call.small_values + begin * kBlock;
   float* large_values = call.large_values + begin * kBlock;
   Guard guard;
-  if (call.plan.form == ConvForm::few) {
+  if (call.plan.form == ConvAlgorithm::few) {
     load_few<T>(t, call, first, used, small_values, large_values, &guard);
   } else {
     load_block<T>(t, t.axis_h(chunk.pass), t.axis_w(chunk.pass), call.small, first, used,
@@ -257,13 +263,13 @@ inline void put(uint16_t* p, float value) { *p = f32_to_bf16(value); }
 template <typename T>
 void finish(const WgradCall& call, T* grad_weight, bool pixels, int64_t begin, int64_t end) {
   const ConvGeometry& g = call.geometry;
-  const ConvForm form = call.plan.form;
+  const ConvAlgorithm form = call.plan.form;
   const int64_t taps = g.kernel_h * g.kernel_w, columns = sum_columns(g, form);
   const int64_t matrix = sum_rows(g) * columns;
   for (int64_t row = begin; row < end; ++row) {
     const float* sums = call.sums + row * columns;
     T* const out = grad_weight + row * g.large_c * taps;
-    if (form == ConvForm::few) {  // [taps][channels] as they are
+    if (form == ConvAlgorithm::few) {  // [taps][channels] as they are
       for (int64_t tap = 0; tap < taps; ++tap) {
         for (int64_t c = 0; c < g.large_c; ++c) {
           put(out + (pixels ? tap * g.large_c + c : c * taps + tap), sums[tap * g.large_c + c]);
@@ -274,9 +280,9 @@ void finish(const WgradCall& call, T* grad_weight, bool pixels, int64_t begin, i
     const TapsOut<T> to = {out, g.large_c, taps, pixels};
     for (int64_t c = 0; c < g.large_c; c += kWidth) {
       Vector values[kMaxKernel * kMaxKernel];
-      if (form == ConvForm::winograd2) {
+      if (form == ConvAlgorithm::winograd_f2x2) {
         separate<2>(sums + c, matrix, values);
-      } else if (form == ConvForm::winograd3) {
+      } else if (form == ConvAlgorithm::winograd_f3x2) {
         separate<3>(sums + c, matrix, values);
       } else {
         for (int64_t tap = 0; tap < taps; ++tap) values[tap] = load(sums + tap * matrix + c);
@@ -294,10 +300,10 @@ constexpr int64_t kChunkFloats = 1 << 20;
 
 void conv_wgrad_plan(const ConvGeometry& g, WgradPlan* plan) {
   const int64_t rows = sum_rows(g);
-  plan->form = wgrad_form(g);
+  plan->form = wgrad_algorithm(g);
   plan->rows = 1;
   const Tiling t = wgrad_tiling(g, *plan);
-  const bool few = plan->form == ConvForm::few;
+  const bool few = plan->form == ConvAlgorithm::few;
   int64_t small = 1, large = 1, most = 1;
   for (int64_t pass = 0; pass < t.passes(); ++pass) {
     most = larger(most, t.tiles(pass));
@@ -326,7 +332,7 @@ void conv_wgrad_chunk(const ConvGeometry& g, const WgradPlan& plan, int64_t numb
   chunk->first = number * plan.rows;
   chunk->used = smaller(plan.rows, t.tiles(pass) - chunk->first);
   Outer outers[kMostOuters];
-  const int64_t terms = plan.form == ConvForm::few ? 1 : find_outers(t, pass, outers);
+  const int64_t terms = plan.form == ConvAlgorithm::few ? 1 : find_outers(t, pass, outers);
   chunk->products = terms * (sum_rows(g) / kBlock);
 }
 
@@ -346,7 +352,7 @@ void conv_wgrad_multiply(const WgradCall& call, const WgradChunk& chunk, int64_t
   const Tiling t = wgrad_tiling(g, call.plan);
   const int64_t blocks = sum_rows(g) / kBlock, columns = sum_columns(g, call.plan.form);
   Outer outers[kMostOuters] = {};
-  if (call.plan.form != ConvForm::few) find_outers(t, chunk.pass, outers);
+  if (call.plan.form != ConvAlgorithm::few) find_outers(t, chunk.pass, outers);
   for (int64_t item = begin; item < end; ++item) {
     const Outer& outer = outers[item / blocks];
     const int64_t block = item % blocks;

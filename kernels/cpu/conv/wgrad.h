@@ -8,7 +8,7 @@
 namespace genimg::cpu {
 
 struct WgradPlan {
-  ConvForm form;
+  ConvAlgorithm form;
   int64_t rows;  // tiles of a chunk
   int64_t chunks;
   int64_t small, large, sums;  // floats of the transformed images, and of the sums

@@ -197,10 +197,10 @@ cudaError_t launch_conv_dgrad(const ConvGeometry& geometry, const T* small, cons
                                                       prologue, epilogue, tile, precision, stream);
 }
 
-ConvSumsRoom conv_dgrad_sums(const ConvGeometry& geometry) {
+ConvSumsWorkspace conv_dgrad_sums(const ConvGeometry& geometry) {
   const ConvGeometry g = separated(geometry);
   const int64_t phases = int64_t{g.stride_h} * g.stride_w;
-  return sums_room(ceil_div(phase_rows(g), kSummedRows) * phases, g.large_c);
+  return sums_workspace(ceil_div(phase_rows(g), kSummedRows) * phases, g.large_c);
 }
 
 #define GENIMG_INSTANTIATE(T)                                                                   \

@@ -6,7 +6,7 @@
 namespace genimg::cuda {
 
 // For the sums of an epilogue.
-ConvSumsRoom conv_dgrad_sums(const ConvGeometry& geometry);
+ConvSumsWorkspace conv_dgrad_sums(const ConvGeometry& geometry);
 
 // large [batch, large_h, large_w, large_c] from small and weight.
 template <typename T>

@@ -136,8 +136,8 @@ cudaError_t launch_conv_fprop(const ConvGeometry& geometry, const T* large, cons
                                                       epilogue, tile, precision, stream);
 }
 
-ConvSumsRoom conv_fprop_sums(const ConvGeometry& g) {
-  return sums_room(ceil_div(g.batch * g.small_h * g.small_w, kSummedRows), g.small_c);
+ConvSumsWorkspace conv_fprop_sums(const ConvGeometry& g) {
+  return sums_workspace(ceil_div(g.batch * g.small_h * g.small_w, kSummedRows), g.small_c);
 }
 
 #define GENIMG_INSTANTIATE(T)                                                                   \

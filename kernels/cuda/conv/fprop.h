@@ -6,7 +6,7 @@
 namespace genimg::cuda {
 
 // For the sums of an epilogue.
-ConvSumsRoom conv_fprop_sums(const ConvGeometry& geometry);
+ConvSumsWorkspace conv_fprop_sums(const ConvGeometry& geometry);
 
 // small [batch, small_h, small_w, small_c] from large and weight.
 template <typename T>

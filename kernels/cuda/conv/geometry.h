@@ -57,7 +57,7 @@ struct ConvSums {
 };
 
 // What the sums of a launcher need.
-struct ConvSumsRoom {
+struct ConvSumsWorkspace {
   int64_t floats, tickets;
 };
 

@@ -14,7 +14,7 @@ constexpr int64_t kBundle = 64;                           // tiles
 constexpr int64_t kSummedRows = 64, kSummedColumns = 64;  // of a tile, at least
 
 // Room for the sums of so many tiles, one below the other.
-inline ConvSumsRoom sums_room(int64_t tiles, int64_t columns) {
+inline ConvSumsWorkspace sums_workspace(int64_t tiles, int64_t columns) {
   const int64_t bundles = ceil_div(tiles, kBundle);
   return {4 * columns * (tiles + bundles), ceil_div(columns, kSummedColumns) * (1 + bundles)};
 }

@@ -66,16 +66,16 @@ cudaError_t contract(bool to_small, const ConvStackBlock& block, const ConvStack
 }
 
 // Floats and tickets that suffice for whatever asks, one after the other.
-struct SumsRoom {
-  ConvSumsRoom most = {0, 0};
+struct SumsWorkspace {
+  ConvSumsWorkspace most = {0, 0};
 
-  void add(const ConvSumsRoom& room) {
+  void add(const ConvSumsWorkspace& room) {
     most.floats = most.floats < room.floats ? room.floats : most.floats;
     most.tickets = most.tickets < room.tickets ? room.tickets : most.tickets;
   }
 };
 
-ConvSumsRoom sums_of(bool to_small, const ConvStackBlock& block) {
+ConvSumsWorkspace sums_of(bool to_small, const ConvStackBlock& block) {
   return (to_small ? conv_fprop_sums : conv_dgrad_sums)(block.geometry);
 }
 
@@ -137,7 +137,7 @@ class Forward {
     scratch_ = arena_.take<float>(sums_.most.floats);
   }
 
-  ConvStackRoom room() const { return {arena_.bytes, sums_.most.tickets}; }
+  ConvStackWorkspace room() const { return {arena_.bytes, sums_.most.tickets}; }
 
   cudaError_t run(const T* x, T* y, unsigned* tickets, cudaStream_t stream) {
     cudaError_t status = run_norms(stream);
@@ -193,12 +193,12 @@ class Forward {
   const ConvStack& stack_;
   std::vector<Norm> norms_;
   std::vector<T*> raws_;
-  SumsRoom sums_;
+  SumsWorkspace sums_;
   float* scratch_;
 };
 
 // What takes a gradient through the statistics of a batch; the arena's.
-struct Through {
+struct StatsGradCoeffs {
   float *slope = nullptr, *shift = nullptr;
 };
 
@@ -244,7 +244,7 @@ class Backward {
     weight_scratch_ = arena_.take<float>(weights);
   }
 
-  ConvStackRoom room() const { return {arena_.bytes, sums_.most.tickets}; }
+  ConvStackWorkspace room() const { return {arena_.bytes, sums_.most.tickets}; }
 
   cudaError_t run(const T* grad_y, const T* x, const T* y, T* grad_x, unsigned* tickets,
                   cudaStream_t stream) {
@@ -353,8 +353,8 @@ class Backward {
   const ConvStack& stack_;
   int lowest_;
   std::vector<Norm> norms_;
-  std::vector<Through> through_;
-  SumsRoom sums_;
+  std::vector<StatsGradCoeffs> through_;
+  SumsWorkspace sums_;
   T* passing_[2];
   float *scratch_, *weight_scratch_;
   ReadGrad<T> grad_;
@@ -375,7 +375,7 @@ int conv_stack_lowest(const ConvStack& stack, bool needs_x) {
 }
 
 template <typename T>
-ConvStackRoom conv_stack_fwd_room(const ConvStack& stack) {
+ConvStackWorkspace conv_stack_fwd_workspace(const ConvStack& stack) {
   return Forward<T>(stack, nullptr).room();
 }
 
@@ -386,7 +386,7 @@ cudaError_t launch_conv_stack_fwd(const ConvStack& stack, const T* x, T* y, void
 }
 
 template <typename T>
-ConvStackRoom conv_stack_bwd_room(const ConvStack& stack, bool needs_x) {
+ConvStackWorkspace conv_stack_bwd_workspace(const ConvStack& stack, bool needs_x) {
   return Backward<T>(stack, needs_x, nullptr).room();
 }
 
@@ -397,10 +397,10 @@ cudaError_t launch_conv_stack_bwd(const ConvStack& stack, const T* grad_y, const
 }
 
 #define GENIMG_INSTANTIATE(T)                                                                     \
-  template ConvStackRoom conv_stack_fwd_room<T>(const ConvStack&);                                \
+  template ConvStackWorkspace conv_stack_fwd_workspace<T>(const ConvStack&);                      \
   template cudaError_t launch_conv_stack_fwd<T>(const ConvStack&, const T*, T*, void*, unsigned*, \
                                                 cudaStream_t);                                    \
-  template ConvStackRoom conv_stack_bwd_room<T>(const ConvStack&, bool);                          \
+  template ConvStackWorkspace conv_stack_bwd_workspace<T>(const ConvStack&, bool);                \
   template cudaError_t launch_conv_stack_bwd<T>(const ConvStack&, const T*, const T*, const T*,   \
                                                 T*, void*, unsigned*, cudaStream_t);
 GENIMG_INSTANTIATE(float)

@@ -22,13 +22,13 @@ struct ConvStackBlock {
   const void* weight;  // [small_c, kernel_h, kernel_w, large_c]
   const float *bias, *gamma, *beta, *running_mean, *running_var;
 
-  // Written by a forward, read by a backward: the output before the norm (without one, what the
+  // BlockOutput by a forward, read by a backward: the output before the norm (without one, what the
   // next block reads), its mean and 1 / sqrt(variance + eps); and the unbiased variance, for the
   // running statistics.
   void* raw;
   float *mean, *rstd, *var;
 
-  // Written by a backward; the weight's as launch_conv_wgrad has it.
+  // BlockOutput by a backward; the weight's as launch_conv_wgrad has it.
   void* grad_weight;
   bool by_channel;
   float *grad_bias, *grad_gamma, *grad_beta;
@@ -42,12 +42,12 @@ struct ConvStack {
 };
 
 // Memory for the time of the launches; the tickets are 0 before and after.
-struct ConvStackRoom {
+struct ConvStackWorkspace {
   int64_t bytes, tickets;
 };
 
 template <typename T>
-ConvStackRoom conv_stack_fwd_room(const ConvStack& stack);
+ConvStackWorkspace conv_stack_fwd_workspace(const ConvStack& stack);
 
 template <typename T>
 cudaError_t launch_conv_stack_fwd(const ConvStack& stack, const T* x, T* y, void* room,
@@ -57,7 +57,7 @@ cudaError_t launch_conv_stack_fwd(const ConvStack& stack, const T* x, T* y, void
 int conv_stack_lowest(const ConvStack& stack, bool needs_x);
 
 template <typename T>
-ConvStackRoom conv_stack_bwd_room(const ConvStack& stack, bool needs_x);
+ConvStackWorkspace conv_stack_bwd_workspace(const ConvStack& stack, bool needs_x);
 
 // y is read where the last block's activation is tanh or sigmoid, or has no norm before it; grad_x
 // may be null.

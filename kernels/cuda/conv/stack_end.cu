@@ -111,7 +111,7 @@ cudaError_t launch_conv_stack_end_fwd(const ConvStackEnd& end, const T* raw, T* 
   return choose_walk<T>(shape_of(end), run, raw, y);
 }
 
-ConvSumsRoom conv_stack_end_sums(const ConvStackEnd& end) {
+ConvSumsWorkspace conv_stack_end_sums(const ConvStackEnd& end) {
   return {batch_norm_act_scratch(shape_of(end)), end.channels};
 }
 

@@ -19,7 +19,7 @@ cudaError_t launch_conv_stack_end_fwd(const ConvStackEnd& end, const T* raw, T* 
                                       cudaStream_t stream);
 
 // Floats of scratch, and tickets, 0 before and after.
-ConvSumsRoom conv_stack_end_sums(const ConvStackEnd& end);
+ConvSumsWorkspace conv_stack_end_sums(const ConvStackEnd& end);
 
 // dz, the gradient behind the norm, or behind the convolution where there is none; and what is made
 // of its sums. y, the output, is read for tanh and sigmoid.

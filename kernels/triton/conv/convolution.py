@@ -11,8 +11,8 @@ from torch import Tensor
 from genimg.kernels.triton.conv.dgrad import dgrad
 from genimg.kernels.triton.conv.epilogue import Epilogue
 from genimg.kernels.triton.conv.fprop import fprop
-from genimg.kernels.triton.conv.geometry import Geometry, Pair, as_pixels, geometry_of
-from genimg.kernels.triton.conv.prologue import ReadImage
+from genimg.kernels.triton.conv.geometry import Geometry, Pair, geometry_of, to_channels_last
+from genimg.kernels.triton.conv.prologue import FusedInput
 from genimg.kernels.triton.conv.wgrad import wgrad
 
 
@@ -45,25 +45,25 @@ class Convolution(NamedTuple):
         return geometry_of(small, large, kernel, self.stride, self.padding, self.dilation)
 
     def forward(
-        self, x: ReadImage, weight: Tensor, epilogue: Epilogue
+        self, x: FusedInput, weight: Tensor, epilogue: Epilogue
     ) -> tuple[Tensor, Tensor | None]:
         """The output, and the partial results of the epilogue."""
         geometry = self.geometry(x.x.shape, self.out_shape(x.x.shape, weight), weight)
         contract = dgrad if self.transposed else fprop
-        return contract(x, as_pixels(weight), geometry, epilogue)
+        return contract(x, to_channels_last(weight), geometry, epilogue)
 
     def input_gradient(
-        self, grad_y: ReadImage, x_shape: Sequence[int], weight: Tensor, epilogue: Epilogue
+        self, grad_y: FusedInput, x_shape: Sequence[int], weight: Tensor, epilogue: Epilogue
     ) -> tuple[Tensor, Tensor | None]:
         """The gradient of the input, and the partial results of the epilogue."""
         geometry = self.geometry(x_shape, grad_y.x.shape, weight)
         contract = fprop if self.transposed else dgrad
-        return contract(grad_y, as_pixels(weight), geometry, epilogue)
+        return contract(grad_y, to_channels_last(weight), geometry, epilogue)
 
     def weight_gradient(
         self,
-        grad_y: ReadImage,
-        x: ReadImage,
+        grad_y: FusedInput,
+        x: FusedInput,
         weight: Tensor,
         memory_format: torch.memory_format,
     ) -> Tensor:
@@ -75,7 +75,7 @@ class Convolution(NamedTuple):
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, convolution: Convolution) -> Tensor:
     """The output, in channels_last memory."""
-    return convolution.forward(ReadImage(as_pixels(x)), weight, Epilogue(bias=bias))[0]
+    return convolution.forward(FusedInput(to_channels_last(x)), weight, Epilogue(bias=bias))[0]
 
 
 def convolve_backward(
@@ -88,11 +88,11 @@ def convolve_backward(
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of input (in channels_last memory) and weight (in ``memory_format``)."""
-    grad = ReadImage(as_pixels(grad_y))
+    grad = FusedInput(to_channels_last(grad_y))
     grad_x = grad_weight = None
     if needs_x:
         grad_x, _ = convolution.input_gradient(grad, x.shape, weight, Epilogue())
     if needs_weight:
-        image = ReadImage(as_pixels(x))
+        image = FusedInput(to_channels_last(x))
         grad_weight = convolution.weight_gradient(grad, image, weight, memory_format)
     return grad_x, grad_weight

@@ -22,11 +22,11 @@ from genimg.kernels.triton.conv.epilogue import Epilogue, write_tile
 from genimg.kernels.triton.conv.geometry import (
     Geometry,
     Pair,
-    empty_pixels,
+    empty_channels_last,
     phases,
     precision,
 )
-from genimg.kernels.triton.conv.prologue import ReadImage, read_box, read_tile
+from genimg.kernels.triton.conv.prologue import FusedInput, read_box, read_tile
 from genimg.kernels.triton.conv.tile_sizes import Tile
 from genimg.kernels.triton.conv.tile_tuner import tile_of
 from genimg.kernels.triton.conv.tma import box_constants, dgrad_box, dgrad_operands, pixels_of_tile
@@ -205,7 +205,7 @@ def _conv_dgrad_kernel(
 
 
 def dgrad(
-    image: ReadImage,
+    image: FusedInput,
     weight: Tensor,
     geometry: Geometry,
     epilogue: Epilogue,
@@ -226,7 +226,7 @@ def dgrad(
         run = functools.partial(dgrad, image, weight, g, epilogue)
         facts = (kind, image.prologue, epilogue.kind)
         tile = tile_of("conv_dgrad", image.x, tiles, run, g, *facts)
-    out = empty_pixels(g.large_shape, image.x)
+    out = empty_channels_last(g.large_shape, image.x)
     height, width = g.phase_size
     operands = dgrad_operands(tile, image, weight, g)
     rows = operands.tiles * g.stride[0] * g.stride[1]

@@ -21,10 +21,10 @@ from genimg.kernels.triton.conv.geometry import (
     FEW_CHANNELS,
     FEW_COLUMNS,
     Geometry,
-    empty_pixels,
+    empty_channels_last,
     precision,
 )
-from genimg.kernels.triton.conv.prologue import ReadImage, read_tile
+from genimg.kernels.triton.conv.prologue import FusedInput, read_tile
 from genimg.kernels.triton.conv.tile_sizes import Tile
 from genimg.kernels.triton.conv.tile_tuner import tile_of
 from genimg.kernels.triton.launch import launch
@@ -234,7 +234,7 @@ def is_few(g: Geometry, epilogue: Epilogue) -> bool:
 
 
 def dgrad_few(
-    image: ReadImage,
+    image: FusedInput,
     weight: Tensor,
     geometry: Geometry,
     epilogue: Epilogue,
@@ -248,7 +248,7 @@ def dgrad_few(
         run = functools.partial(dgrad_few, image, weight, g, epilogue)
         facts = (precision(image.x), image.prologue, epilogue.kind)
         tile = tile_of("conv_dgrad_few", image.x, tiles, run, g, *facts)
-    out = empty_pixels(g.large_shape, image.x)
+    out = empty_channels_last(g.large_shape, image.x)
     (stride_h, stride_w), (pad_h, pad_w) = g.stride, g.padding
     first_h, shifts_h = _shifts(g.kernel[0], stride_h, pad_h, g.dilation[0])
     first_w, shifts_w = _shifts(g.kernel[1], stride_w, pad_w, g.dilation[1])

@@ -17,8 +17,13 @@ from torch import Tensor
 from genimg.kernels.triton.aot import Compile
 from genimg.kernels.triton.conv import aot, tile_sizes
 from genimg.kernels.triton.conv.epilogue import Epilogue, write_tile
-from genimg.kernels.triton.conv.geometry import FEW_CHANNELS, Geometry, empty_pixels, precision
-from genimg.kernels.triton.conv.prologue import ReadImage, read_box, read_tile
+from genimg.kernels.triton.conv.geometry import (
+    FEW_CHANNELS,
+    Geometry,
+    empty_channels_last,
+    precision,
+)
+from genimg.kernels.triton.conv.prologue import FusedInput, read_box, read_tile
 from genimg.kernels.triton.conv.tile_sizes import Tile
 from genimg.kernels.triton.conv.tile_tuner import tile_of
 from genimg.kernels.triton.conv.tma import box_constants, fprop_box, fprop_operands, pixels_of_tile
@@ -178,7 +183,7 @@ def _conv_fprop_kernel(
 
 
 def fprop(
-    image: ReadImage,
+    image: FusedInput,
     weight: Tensor,
     geometry: Geometry,
     epilogue: Epilogue,
@@ -191,7 +196,7 @@ def fprop(
     g = geometry
     few = 0 if g.folded or g.large_channels > FEW_CHANNELS else g.large_channels
     if tile is None:
-        find = tile_sizes.gathered_tiles if few else tile_sizes.image_tiles
+        find = tile_sizes.im2col_tiles if few else tile_sizes.image_tiles
         summands = few * g.taps or g.large_channels
         tiles = find(image.x, precision(image.x), g.small_channels, summands)
         others = (tile for tile in tiles[1:] if not tile.tma or fprop_box(tile, image, weight, g))
@@ -199,7 +204,7 @@ def fprop(
         run = functools.partial(fprop, image, weight, g, epilogue)
         facts = (precision(image.x), image.prologue, epilogue.kind)
         tile = tile_of("conv_fprop", image.x, tiles, run, g, *facts)
-    out = empty_pixels(g.small_shape, image.x)
+    out = empty_channels_last(g.small_shape, image.x)
     operands = fprop_operands(tile, image, weight, g)
     rows = operands.tiles
     partial = epilogue.partials(rows, g.small_channels, out)

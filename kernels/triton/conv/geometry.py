@@ -148,7 +148,9 @@ def phases(kernel: int, stride: int, dilation: int) -> Phases:
     return Phases(common, step, inverse, uniform)
 
 
-def empty_pixels(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def empty_channels_last(
+    shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
     """An image ``[N, C, H, W]`` in channels_last memory."""
     return torch.empty(
         tuple(shape),
@@ -158,7 +160,7 @@ def empty_pixels(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None =
     )
 
 
-def as_pixels(x: Tensor) -> Tensor:
+def to_channels_last(x: Tensor) -> Tensor:
     """``x`` in channels_last memory."""
     return x.contiguous(memory_format=torch.channels_last)
 

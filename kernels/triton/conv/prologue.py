@@ -25,7 +25,7 @@ NONE, AFFINE_LEAKY, AFFINE_RELU = "none", "affine_leaky", "affine_relu"
 TWO_TENSOR = "two_tensor"
 
 
-class ReadImage(NamedTuple):
+class FusedInput(NamedTuple):
     """An image ``[N, C, H, W]``, dense in channels_last memory, and how it is read."""
 
     x: Tensor

@@ -32,11 +32,11 @@ from genimg.kernels.triton.conv.epilogue import (
     gate,
     write_tile,
 )
-from genimg.kernels.triton.conv.geometry import as_pixels
+from genimg.kernels.triton.conv.geometry import to_channels_last
 from genimg.kernels.triton.conv.prologue import (
     AFFINE_LEAKY,
     TWO_TENSOR,
-    ReadImage,
+    FusedInput,
     affine,
     read_tile,
 )
@@ -186,7 +186,7 @@ def _count(image: Tensor) -> int:
     return image.shape[0] * image.shape[2] * image.shape[3]
 
 
-def _forward(block: Block, image: ReadImage, training: bool) -> tuple[Tensor, moments.Norm | None]:
+def _forward(block: Block, image: FusedInput, training: bool) -> tuple[Tensor, moments.Norm | None]:
     """The raw output, with its activation where no norm stands between, and the norm."""
     measures = block.takes_statistics(training)
     epilogue = Epilogue(
@@ -240,14 +240,14 @@ def conv_stack_fwd(
     blocks = _read_blocks(parameters, options, numbers)
     # Each its own: torch.compile takes what is kept for outputs, which must differ.
     raws, means, rstds, variances, coefs = ([x.new_empty(0) for _ in blocks] for _ in range(5))
-    image = ReadImage(as_pixels(x))
+    image = FusedInput(to_channels_last(x))
     y = x
     for b, block in enumerate(blocks):
         last = b + 1 == len(blocks)
         y, norm = _forward(block, image, training)
         if keep and (norm is not None or not last):
             raws[b] = y
-        image = ReadImage(y)
+        image = FusedInput(y)
         if norm is not None:
             means[b], rstds[b], coefs[b] = norm.mean, norm.rstd, norm.coef
             if norm.var is not None:
@@ -255,7 +255,7 @@ def conv_stack_fwd(
             if last:
                 y = _activated(block, y, norm)
             else:
-                image = ReadImage(y, affine(block.slope), norm.coef, slope=block.slope)
+                image = FusedInput(y, affine(block.slope), norm.coef, slope=block.slope)
     return y, [*raws, *means, *rstds, *variances, *(coefs if keep else ())]
 
 
@@ -267,33 +267,33 @@ class _Backward:
     ) -> None:
         count = len(blocks)
         self.blocks = blocks
-        self.x = as_pixels(x)
+        self.x = to_channels_last(x)
         self.raws, _, self.rstds, _, self.coefs = (
             kept[i * count : (i + 1) * count] for i in range(5)
         )
         self.training = training
         self.grads: list[list[Tensor]] = [[x.new_empty(0)] * 4 for _ in blocks]
-        self.grad = ReadImage(self.x)
+        self.grad = FusedInput(self.x)
 
     def coef(self, b: int) -> Tensor | None:
         """Of block ``b``'s norm, as its forward had it."""
         return self.coefs[b] if self.blocks[b].norm else None
 
-    def image(self, b: int) -> ReadImage:
+    def image(self, b: int) -> FusedInput:
         """What block ``b`` read."""
         if b == 0:
-            return ReadImage(self.x)
+            return FusedInput(self.x)
         before, raw = self.blocks[b - 1], self.raws[b - 1]
         if not before.norm:
-            return ReadImage(raw)
-        return ReadImage(raw, affine(before.slope), self.coef(b - 1), slope=before.slope)
+            return FusedInput(raw)
+        return FusedInput(raw, affine(before.slope), self.coef(b - 1), slope=before.slope)
 
     def begin(self, grad_y: Tensor, y: Tensor | None) -> None:
         """Through the last activation."""
         b = len(self.blocks) - 1
         block = self.blocks[b]
-        grad_y = as_pixels(grad_y)
-        y = grad_y if y is None else as_pixels(y)
+        grad_y = to_channels_last(grad_y)
+        y = grad_y if y is None else to_channels_last(y)
         dz = torch.empty_like(grad_y)
         channels = dz.shape[1]
         tile = _tile(channels)
@@ -338,15 +338,15 @@ class _Backward:
         coef = self.coef(b)
         if coef is None:
             self.grads[b][1] = moments.bias_grad(partial, dz.shape[1])
-            self.grad = ReadImage(dz)
+            self.grad = FusedInput(dz)
             return
         batch = block.takes_statistics(self.training)
         found = moments.norm_grads(partial, coef, self.rstds[b], _count(dz), batch)
         self.grads[b][1:] = found.bias, found.gamma, found.beta
         if batch:
-            self.grad = ReadImage(dz, TWO_TENSOR, found.coef, self.raws[b])
+            self.grad = FusedInput(dz, TWO_TENSOR, found.coef, self.raws[b])
         else:
-            self.grad = ReadImage(dz, AFFINE_LEAKY, found.coef)
+            self.grad = FusedInput(dz, AFFINE_LEAKY, found.coef)
 
 
 _NEEDS_WEIGHT = 1  # in `needs`, beside a block's other parameters

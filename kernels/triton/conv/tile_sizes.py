@@ -233,7 +233,7 @@ def image_tiles(x: Tensor, precision: str, columns: int, summands: int) -> list[
     return _fitted([widths[at], *widths[:at][-1:], *as_wide], summands)
 
 
-def gathered_tiles(x: Tensor, precision: str, columns: int, summands: int) -> list[Tile]:
+def im2col_tiles(x: Tensor, precision: str, columns: int, summands: int) -> list[Tile]:
     """Of fprop where it gathers so many summands, of all taps: the first that holds the columns."""
     tiles = _tiles(x, precision).image_few
     at = next((i for i, tile in enumerate(tiles) if columns <= tile.n), len(tiles) - 1)

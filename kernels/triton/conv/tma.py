@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from genimg.kernels.triton.conv.geometry import FEW_CHANNELS, Geometry, Pair
-from genimg.kernels.triton.conv.prologue import ReadImage
+from genimg.kernels.triton.conv.prologue import FusedInput
 from genimg.kernels.triton.conv.tile_sizes import Tile, has_tma
 
 ALIGNMENT = 16
@@ -64,7 +64,7 @@ def box_constants(box: Box | None) -> dict[str, int]:
     return {"BOX_N": images, "BOX_H": height, "BOX_W": width}
 
 
-def fprop_box(tile: Tile, image: ReadImage, weight: Tensor, g: Geometry) -> Box | None:
+def fprop_box(tile: Tile, image: FusedInput, weight: Tensor, g: Geometry) -> Box | None:
     """Of the small image's pixels, or None where ``tile`` is read by pointers."""
     (height, width), (stride_h, stride_w) = g.large, g.stride
     whole = height % stride_h == 0 and width % stride_w == 0
@@ -74,12 +74,12 @@ def fprop_box(tile: Tile, image: ReadImage, weight: Tensor, g: Geometry) -> Box 
     return box_of(tile.m, g.batch, g.small)
 
 
-def dgrad_box(tile: Tile, image: ReadImage, weight: Tensor, g: Geometry) -> Box | None:
+def dgrad_box(tile: Tile, image: FusedInput, weight: Tensor, g: Geometry) -> Box | None:
     """Of one phase of the large image's, or None where ``tile`` is read by pointers."""
     return box_of(tile.m, g.batch, g.phase_size) if _within_reach(tile, image, weight, g) else None
 
 
-def fprop_operands(tile: Tile, image: ReadImage, weight: Tensor, g: Geometry) -> Operands:
+def fprop_operands(tile: Tile, image: FusedInput, weight: Tensor, g: Geometry) -> Operands:
     """For tiles of the small image's pixels."""
     box = fprop_box(tile, image, weight, g)
     if box is None:
@@ -91,7 +91,7 @@ def fprop_operands(tile: Tile, image: ReadImage, weight: Tensor, g: Geometry) ->
     return Operands(x, y, described, box, box.tiles(g.batch, g.small))
 
 
-def dgrad_operands(tile: Tile, image: ReadImage, weight: Tensor, g: Geometry) -> Operands:
+def dgrad_operands(tile: Tile, image: FusedInput, weight: Tensor, g: Geometry) -> Operands:
     """For tiles of the pixels of one phase."""
     box = dgrad_box(tile, image, weight, g)
     height, width = g.phase_size
@@ -103,11 +103,11 @@ def dgrad_operands(tile: Tile, image: ReadImage, weight: Tensor, g: Geometry) ->
     return Operands(x, y, described, box, box.tiles(g.batch, g.phase_size))
 
 
-def _pointers(tile: Tile, image: ReadImage, weight: Tensor, pixels: int) -> Operands:
+def _pointers(tile: Tile, image: FusedInput, weight: Tensor, pixels: int) -> Operands:
     return Operands(image.x, image.y, weight, None, triton.cdiv(pixels, tile.m))
 
 
-def _within_reach(tile: Tile, image: ReadImage, weight: Tensor, g: Geometry) -> bool:
+def _within_reach(tile: Tile, image: FusedInput, weight: Tensor, g: Geometry) -> bool:
     """Whether the GPU has TMA, and descriptors may name these tensors."""
     # What is traced may be run on tensors of another alignment.
     if not tile.tma or torch.compiler.is_compiling() or not has_tma(image.x.device):

@@ -19,7 +19,7 @@ from genimg.kernels.triton.aot import Compile, signature_of
 from genimg.kernels.triton.conv import tile_sizes
 from genimg.kernels.triton.conv.aot import K4S2P1
 from genimg.kernels.triton.conv.geometry import FEW_CHANNELS, Geometry, precision
-from genimg.kernels.triton.conv.prologue import ReadImage, read_tile
+from genimg.kernels.triton.conv.prologue import FusedInput, read_tile
 from genimg.kernels.triton.conv.tile_sizes import Tile
 from genimg.kernels.triton.conv.tile_tuner import tile_of
 from genimg.kernels.triton.launch import launch
@@ -159,8 +159,8 @@ def _conv_wgrad_sum_kernel(
 
 
 def wgrad(
-    small: ReadImage,
-    large: ReadImage,
+    small: FusedInput,
+    large: FusedInput,
     weight: Tensor,
     geometry: Geometry,
     memory_format: torch.memory_format,

@@ -15,21 +15,23 @@ schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 checked = pytest.mark.skipif("config.getoption('--sanitized')", reason="the checker is not built")
 
 
-def gemm90(planted, schedule, bug=0, rows=72, columns=40, depth=296, dtype=torch.bfloat16):
+def gemm90(seeded_bugs, schedule, bug=0, rows=72, columns=40, depth=296, dtype=torch.bfloat16):
     """Small integers, so that the sums are exact; no size is a multiple of the tile's."""
     a = torch.randint(-3, 4, (rows, depth)).to(dtype)
     b = torch.randint(-3, 4, (depth, columns)).to(dtype)
     c = torch.empty(rows, columns)
-    name = "planted_gemm90_" + {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-    call(planted, name, Read(a), Read(b), Write(c), rows, columns, depth, bug, schedule=schedule)
+    name = "seeded_bug_gemm90_" + {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    call(
+        seeded_bugs, name, Read(a), Read(b), Write(c), rows, columns, depth, bug, schedule=schedule
+    )
     assert torch.equal(c.double(), a.double() @ b.double())
 
 
 @schedules
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_right_kernel_passes(planted, dtype, schedule):
-    gemm90(planted, schedule, dtype=dtype)
-    statistics = emulator.statistics(planted)
+def test_right_kernel_passes(seeded_bugs, dtype, schedule):
+    gemm90(seeded_bugs, schedule, dtype=dtype)
+    statistics = emulator.statistics(seeded_bugs)
     assert statistics["products"] == statistics["blocks"] * 5 * 4
 
 
@@ -46,25 +48,25 @@ BUGS = (
 @checked
 @schedules
 @pytest.mark.parametrize(("bug", "message"), BUGS, ids=lambda v: str(v)[:8])
-def test_planted_bug_is_named(planted, bug, message, schedule):
+def test_seeded_bug_bug_is_named(seeded_bugs, bug, message, schedule):
     with pytest.raises(KernelError) as caught:
-        gemm90(planted, schedule, bug)
+        gemm90(seeded_bugs, schedule, bug)
     first_line = str(caught.value).splitlines()[0]
     assert re.search(message, first_line), first_line
-    assert "planted_gemm90.cu:" in first_line
+    assert "seeded_bug_gemm90.cu:" in first_line
     assert "gemm90_kernel" in str(caught.value)
 
 
-def staged(planted, schedule, bug=0):
+def staged(seeded_bugs, schedule, bug=0):
     a, b = (torch.randint(-3, 4, (64, 16)).bfloat16() for _ in range(2))
     d = torch.empty(64, 64)
-    call(planted, "planted_staged", Read(a), Read(b), Write(d), bug, schedule=schedule)
+    call(seeded_bugs, "seeded_bug_staged", Read(a), Read(b), Write(d), bug, schedule=schedule)
     assert torch.equal(d.double(), a.double() @ b.double().T)
 
 
 @schedules
-def test_operands_written_by_threads(planted, schedule):
-    staged(planted, schedule)
+def test_operands_written_by_threads(seeded_bugs, schedule):
+    staged(seeded_bugs, schedule)
 
 
 PROXY = "wgmma at .* without fence.proxy.async after the write by thread"
@@ -82,19 +84,19 @@ PROXY = "wgmma at .* without fence.proxy.async after the write by thread"
         (41, "write at .* is not ordered after the end of wgmma"),
     ],
 )
-def test_staging_bug_is_named(planted, bug, message, schedule):
+def test_staging_bug_is_named(seeded_bugs, bug, message, schedule):
     with pytest.raises(KernelError, match=message):
-        staged(planted, schedule, bug)
+        staged(seeded_bugs, schedule, bug)
 
 
-def test_sums_read_before_the_wait_are_wrong(planted):
+def test_sums_read_before_the_wait_are_wrong(seeded_bugs):
     """Bug 40, where products land at the last moment: at once is a legal moment, too."""
     with pytest.raises(AssertionError) as caught:
-        staged(planted, SCHEDULES[0], 40)
+        staged(seeded_bugs, SCHEDULES[0], 40)
     assert not isinstance(caught.value, KernelError)
 
 
-# In the order of planted_misused.cu's enum.
+# In the order of seeded_bug_misused.cu's enum.
 MISUSES = {
     "misaligned_barrier": "mbarrier that is not aligned to 8 bytes",
     "global_barrier": "mbarrier that is not in shared memory",
@@ -118,27 +120,29 @@ MISUSES = {
 }
 
 
-def misuse(planted, schedule, number):
+def misuse(seeded_bugs, schedule, number):
     x, out = torch.zeros(8, 64).bfloat16(), torch.zeros(160)
-    call(planted, "planted_misuse", Read(x), Write(out), number, schedule=schedule)
+    call(seeded_bugs, "seeded_bug_misuse", Read(x), Write(out), number, schedule=schedule)
 
 
 @schedules
-def test_nothing_misused(planted, schedule):
-    misuse(planted, schedule, 0)
+def test_nothing_misused(seeded_bugs, schedule):
+    misuse(seeded_bugs, schedule, 0)
 
 
 @checked
 @schedules
 @pytest.mark.parametrize("name", MISUSES)
-def test_misuse_is_named(planted, name, schedule):
+def test_misuse_is_named(seeded_bugs, name, schedule):
     with pytest.raises(KernelError, match=MISUSES[name]):
-        misuse(planted, schedule, 1 + list(MISUSES).index(name))
+        misuse(seeded_bugs, schedule, 1 + list(MISUSES).index(name))
 
 
 @pytest.mark.parametrize("wrong", range(7))
-def test_maps_that_the_driver_would_refuse(planted, wrong):
+def test_maps_that_the_driver_would_refuse(seeded_bugs, wrong):
     """Base, pitch, inner box, outer box, rank, size; 0 is the right one."""
     x = torch.zeros(16, 64).bfloat16()
-    refused = planted.planted_map_refused(ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(wrong))
+    refused = seeded_bugs.seeded_bug_map_refused(
+        ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(wrong)
+    )
     assert refused == (wrong != 0)

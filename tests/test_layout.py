@@ -14,7 +14,22 @@ from genimg import info, ops, reference
 from genimg.backends import OPS, REFERENCE
 
 ROOT = Path(__file__).parents[1]
-TEXT = {".py", ".pyi", ".h", ".cpp", ".cu", ".cmake", ".txt", ".md", ".toml", ".ini", ".in", ""}
+TEXT = {
+    ".yml",
+    ".yaml",
+    ".py",
+    ".pyi",
+    ".h",
+    ".cpp",
+    ".cu",
+    ".cmake",
+    ".txt",
+    ".md",
+    ".toml",
+    ".ini",
+    ".in",
+    "",
+}
 
 # Each room imports only from those after it.
 ROOMS = (
@@ -34,7 +49,7 @@ ROOMS = (
     ),
 )
 MAY_IMPORT_GENIMG_ITSELF = ("__main__", "cli", "info")
-GLUE_OF_SEVERAL = {"conv_block", "convolution", "leaky_signs", "memory_format", "module"}
+BINDINGS_OF_SEVERAL = {"conv_block", "convolution", "leaky_signs", "memory_format", "module"}
 NOT_OPS = {
     "ops": {"__init__", "checks", "conv_block", "convolution", "flops", "leaky_signs"},
     "reference": {"__init__"},
@@ -200,7 +215,7 @@ def test_every_op_is_complete(op):
 def test_every_file_of_ops_is_an_op():
     for folder, others in NOT_OPS.items():
         assert stems(f"genimg/{folder}") - others == set(OPS)
-    assert stems("csrc", "*.cpp") - GLUE_OF_SEVERAL <= set(OPS)
+    assert stems("csrc", "*.cpp") - BINDINGS_OF_SEVERAL <= set(OPS)
     tests = {stem.removeprefix("test_") for stem in stems("tests/ops", "test_*.py")}
     assert tests >= set(OPS)  # others are named for what they ask of every op
     benchmarks = {stem.removeprefix("bench_") for stem in stems("benchmarks", "bench_*.py")}

@@ -119,7 +119,7 @@ FOR_EACH_DTYPE(FUSED_CONVS)
 
 SIMT_EXPORT void conv_sums(const int64_t* geometry, int64_t small, int64_t* room) {
   const auto sums = small != 0 ? genimg::cuda::conv_fprop_sums : genimg::cuda::conv_dgrad_sums;
-  const genimg::cuda::ConvSumsRoom needed = sums(conv_geometry(geometry));
+  const genimg::cuda::ConvSumsWorkspace needed = sums(conv_geometry(geometry));
   room[0] = needed.floats;
   room[1] = needed.tickets;
 }

@@ -69,12 +69,12 @@ int matmul(const T* a, const T* b, float* c, int64_t rows, int64_t columns, int6
 
 }  // namespace
 
-SIMT_EXPORT int planted_matmul_bf16(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c,
-                                    int64_t rows, int64_t columns, int64_t depth, int64_t bug) {
+SIMT_EXPORT int seeded_bug_matmul_bf16(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c,
+                                       int64_t rows, int64_t columns, int64_t depth, int64_t bug) {
   return matmul(a, b, c, rows, columns, depth, bug);
 }
 
-SIMT_EXPORT int planted_matmul_fp16(const __half* a, const __half* b, float* c, int64_t rows,
-                                    int64_t columns, int64_t depth, int64_t bug) {
+SIMT_EXPORT int seeded_bug_matmul_fp16(const __half* a, const __half* b, float* c, int64_t rows,
+                                       int64_t columns, int64_t depth, int64_t bug) {
   return matmul(a, b, c, rows, columns, depth, bug);
 }

@@ -75,17 +75,17 @@ __global__ void affine_kernel(const float* x, float* y, int64_t n, int channels,
 
 }  // namespace
 
-SIMT_EXPORT int planted_total(const float* x, int64_t n, float* partials, unsigned* ticket,
-                              float* total, int64_t blocks, int64_t bug) {
+SIMT_EXPORT int seeded_bug_total(const float* x, int64_t n, float* partials, unsigned* ticket,
+                                 float* total, int64_t blocks, int64_t bug) {
   return simt::guarded([=] {
     return simt::launch(total_kernel, static_cast<unsigned>(blocks), kThreads, 0, nullptr, x, n,
                         partials, ticket, total, bug);
   });
 }
 
-SIMT_EXPORT int planted_affine(const float* x, float* y, int64_t n, int64_t channels,
-                               const float* scale, const float* shift, int64_t blocks,
-                               int64_t bug) {
+SIMT_EXPORT int seeded_bug_affine(const float* x, float* y, int64_t n, int64_t channels,
+                                  const float* scale, const float* shift, int64_t blocks,
+                                  int64_t bug) {
   const size_t bytes = static_cast<size_t>(8 * channels - (bug == 18 ? 4 : 0));
   return simt::guarded([=] {
     return simt::launch(affine_kernel, static_cast<unsigned>(blocks), kThreads, bytes, nullptr, x,

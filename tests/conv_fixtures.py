@@ -7,8 +7,8 @@ from genimg.kernels.triton import runtime
 from genimg.testing import integers
 
 if runtime.MISSING is None:
-    from genimg.kernels.triton.conv.geometry import as_pixels, geometry_of
-    from genimg.kernels.triton.conv.prologue import ReadImage
+    from genimg.kernels.triton.conv.geometry import geometry_of, to_channels_last
+    from genimg.kernels.triton.conv.prologue import FusedInput
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -39,11 +39,11 @@ class Data:
 
 
 def read(x, dtype, **options):
-    return ReadImage(as_pixels(x.to(dtype)), **options)
+    return FusedInput(to_channels_last(x.to(dtype)), **options)
 
 
 def contract(kernel, image, data, epilogue, dtype=torch.float32):
-    weight = as_pixels(data.weight.to(dtype))
+    weight = to_channels_last(data.weight.to(dtype))
     return kernel(image, weight, data.geometry, epilogue)
 
 
@@ -73,7 +73,7 @@ def behind(x, prologue):
         torch.float32,
         prologue=prologue,
         coef=coef.float(),
-        y=as_pixels(y.float()) if prologue == "two_tensor" else None,
+        y=to_channels_last(y.float()) if prologue == "two_tensor" else None,
         slope=0.25,
     )
     return image, through(x, y, prologue, coef)

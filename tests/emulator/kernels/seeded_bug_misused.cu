@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kThreads))
 
 }  // namespace
 
-SIMT_EXPORT int planted_misuse(const __nv_bfloat16* x, float* out, int64_t misuse) {
+SIMT_EXPORT int seeded_bug_misuse(const __nv_bfloat16* x, float* out, int64_t misuse) {
   const simt::TensorView view = {x, 2, {64, 8}, {128}, {64, 8}, simt::Swizzle::k128};
   return simt::guarded([=] {
     simt::TensorMap map;
@@ -119,7 +119,7 @@ SIMT_EXPORT int planted_misuse(const __nv_bfloat16* x, float* out, int64_t misus
 }
 
 // Whether a map with one thing wrong is refused.
-SIMT_EXPORT int planted_map_refused(const __nv_bfloat16* x, int64_t wrong) {
+SIMT_EXPORT int seeded_bug_map_refused(const __nv_bfloat16* x, int64_t wrong) {
   simt::TensorView view = {x, 2, {64, 8}, {128}, {64, 8}, simt::Swizzle::k128};
   if (wrong == 1) view.base = x + 1;
   if (wrong == 2) view.pitches[0] = 130;

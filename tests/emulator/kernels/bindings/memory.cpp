@@ -12,7 +12,7 @@
 #include "c10/cuda/CUDAException.h"
 #include "testing.h"
 
-namespace genimg::glue {
+namespace genimg::bindings {
 namespace {
 
 constexpr size_t kAlignment = 512;  // that of torch's allocator on a GPU
@@ -73,18 +73,18 @@ void check(const std::function<cudaError_t()>& launch) {
   TORCH_CHECK(simt::guarded(launch) == 0, simt_error());
 }
 
-}  // namespace genimg::glue
+}  // namespace genimg::bindings
 
-SIMT_EXPORT void glue_begin() {
-  using namespace genimg::glue;
+SIMT_EXPORT void bindings_begin() {
+  using namespace genimg::bindings;
   usual = c10::GetCPUAllocator();
   c10::SetCPUAllocator(&watched, /*priority=*/255);
   watching = true;
   launches = 0;
 }
 
-SIMT_EXPORT void glue_end() {
-  using namespace genimg::glue;
+SIMT_EXPORT void bindings_end() {
+  using namespace genimg::bindings;
   watching = false;
   c10::SetCPUAllocator(usual, /*priority=*/255);
   simt_clear_buffers();
@@ -94,5 +94,5 @@ SIMT_EXPORT void glue_end() {
   blocks.clear();
 }
 
-// Since glue_begin().
-SIMT_EXPORT int glue_launches() { return genimg::glue::launches; }
+// Since bindings_begin().
+SIMT_EXPORT int bindings_launches() { return genimg::bindings::launches; }

@@ -128,18 +128,18 @@ int gemm90(const T* a, const T* b, float* c, int64_t rows, int64_t columns, int6
 
 }  // namespace
 
-SIMT_EXPORT int planted_gemm90_bf16(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c,
-                                    int64_t rows, int64_t columns, int64_t depth, int64_t bug) {
+SIMT_EXPORT int seeded_bug_gemm90_bf16(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c,
+                                       int64_t rows, int64_t columns, int64_t depth, int64_t bug) {
   return gemm90(a, b, c, rows, columns, depth, bug);
 }
 
-SIMT_EXPORT int planted_gemm90_fp16(const __half* a, const __half* b, float* c, int64_t rows,
-                                    int64_t columns, int64_t depth, int64_t bug) {
+SIMT_EXPORT int seeded_bug_gemm90_fp16(const __half* a, const __half* b, float* c, int64_t rows,
+                                       int64_t columns, int64_t depth, int64_t bug) {
   return gemm90(a, b, c, rows, columns, depth, bug);
 }
 
-SIMT_EXPORT int planted_staged(const __nv_bfloat16* a, const __nv_bfloat16* b, float* d,
-                               int64_t bug) {
+SIMT_EXPORT int seeded_bug_staged(const __nv_bfloat16* a, const __nv_bfloat16* b, float* d,
+                                  int64_t bug) {
   return simt::guarded([=] {
     const auto kernel = bug == 35   ? staged_kernel<35>
                         : bug == 36 ? staged_kernel<36>

@@ -5,11 +5,11 @@
 
 #include "simt/types.h"
 
-namespace genimg::glue {
+namespace genimg::bindings {
 
 // Runs `launch` on the memory that the op has by now; throws what the emulator says of it.
 void check(const std::function<cudaError_t()>& launch);
 
-}  // namespace genimg::glue
+}  // namespace genimg::bindings
 
-#define C10_CUDA_CHECK(launch) genimg::glue::check([&] { return launch; })
+#define C10_CUDA_CHECK(launch) genimg::bindings::check([&] { return launch; })
