@@ -2,7 +2,8 @@
 
 Each Triton is unpacked from its wheel into a folder of its own, put first on the path of a process
 of its own. By default the first configuration of a kernel is compiled for every architecture and
-dtype that it ships for, and each other one for sm_90 and sm_120 in bfloat16; --all compiles all.
+dtype that it ships for, and each other one for sm_90 and sm_120 in bfloat16; the oldest and the
+newest Triton compile float32 for sm_90 alone. --all compiles all.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "check-triton"
-VERSIONS = ("3.6.0", "3.7.1", "3.9.0")  # the oldest, the default and the newest
+DEFAULT = "3.7.1"
+VERSIONS = ("3.6.0", DEFAULT, "3.9.0")  # the oldest, the default and the newest
 
 
 def unpacked(version: str) -> Path | None:
@@ -67,8 +69,9 @@ def modules(path: Path | None) -> Iterator[ModuleType]:
             yield module
 
 
-def chosen(args: argparse.Namespace) -> Iterator[tuple]:
-    """(entry, capability, dtype, what the module allows) to compile."""
+def chosen(args: argparse.Namespace, version: str) -> Iterator[tuple]:
+    """(entry, capability, dtype, what the module allows) to compile under a Triton."""
+    every_dtype = version == DEFAULT or args.all
     for module in modules(args.module):
         seen: set[tuple] = set()
         for entry in module.compiles():
@@ -81,6 +84,7 @@ def chosen(args: argparse.Namespace) -> Iterator[tuple]:
                 seen.add((entry.kernel.__name__, *target))
                 wanted = args.all or (not entry.only_all and (first or target in typical))
                 asked = target[0] in (args.arch or target) and target[1] in (args.dtype or target)
+                wanted = wanted and (every_dtype or target[0] == 90 or target[1] != "fp32")
                 if wanted and asked and args.only in entry.name:
                     yield entry, *target, getattr(module, "NARROW", {})
 
@@ -111,7 +115,7 @@ def compile_all(args: argparse.Namespace) -> int:
     """Compile under the Triton of this process."""
     import triton
 
-    jobs.extend(chosen(args))
+    jobs.extend(chosen(args, triton.__version__))
     start = time.monotonic()
     print(f"Triton {triton.__version__}: {len(jobs)} kernels to compile")
     print(f"{'kernel, tile':<52} {'arch':<7} {'dtype':<5}{'regs':>5}{'shared':>9}{'matrix':>7}")
