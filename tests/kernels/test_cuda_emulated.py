@@ -23,8 +23,8 @@ CASES = [
     for dtype in DTYPES
     if is_emulated(op, *case.values, dtype)
 ]
-# The two half precisions differ from float32 in the width of a vector and in rounding alone, and from
-# each other in rounding.
+# The half precisions differ from float32 in the width of a vector and in rounding, from each other
+# in rounding.
 MOST_SCHEDULES = {torch.bfloat16: 1, torch.float16: 1}
 
 
