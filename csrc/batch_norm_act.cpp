@@ -56,8 +56,8 @@ void batch_moments(const ChannelView& laid, const Pieces& pieces, float* mean, f
     }
   });
   const double count = static_cast<double>(layout.values_per_channel());
-  // First the mean, then the pieces' spread about it and within them: nothing cancels, and an
-  // infinite mean stays one.
+  // First the mean, then the spread of the pieces about it and within them: nothing cancels, and an
+  // infinite mean stays infinite.
   std::vector<double> total_means(layout.channels), total_m2s(layout.channels);
   pieces.in_order([&](int64_t c, int64_t slot, int64_t size) {
     total_means[c] += means[slot] * (static_cast<double>(size) / count);
@@ -109,8 +109,8 @@ void forward(const ChannelView& laid, const Pieces& pieces, const PerChannel& af
   });
 }
 
-// y, and mean, rstd and unbiased variance of the batch (in eval mode, what the running statistics
-// give, and no variance).
+// Returns y, and mean, rstd and unbiased variance of the batch; in eval mode, mean and rstd of the
+// running statistics, and an empty variance.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd_cpu(
     const at::Tensor& x, const std::optional<at::Tensor>& weight,
     const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& running_mean,

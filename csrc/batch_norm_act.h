@@ -1,4 +1,5 @@
-// What batch_norm_act asks of its arguments, and which memory its results have, on either device.
+// Checks the arguments of batch_norm_act and selects the memory formats of its results, on the CPU
+// and on CUDA.
 #pragma once
 
 #include <optional>
@@ -9,7 +10,7 @@
 
 namespace genimg::norm {
 
-// A parameter as floats; null where there is none.
+// A parameter as floats; null if it is absent.
 struct Floats {
   explicit Floats(const std::optional<at::Tensor>& parameter)
       : tensor(parameter ? parameter->to(at::kFloat).contiguous() : at::Tensor()),
@@ -60,8 +61,8 @@ inline void check_backward(const char* op, const at::Tensor& grad_y, const at::T
   check_channels(op, "rstd", rstd, x);
 }
 
-// torch's formats where a size of 1 lets both fit: its norm takes the contiguous one then, where
-// its input does, and so does an activation behind it.
+// Where a size of 1 lets both formats fit, torch's norm returns a contiguous tensor for a
+// contiguous input, and so does an activation behind it.
 inline at::MemoryFormat output_format(const ChannelView& laid, const at::Tensor& x,
                                       double negative_slope) {
   const bool activated = negative_slope != 1 && fits_both_formats(x.sizes());

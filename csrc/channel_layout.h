@@ -1,4 +1,4 @@
-// A tensor as planes of one channel or pixels of all channels, whatever its strides.
+// Views any tensor as planes of one channel (NCHW) or as pixels of all channels (NHWC).
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -48,7 +48,7 @@ struct ChannelView {
   at::MemoryFormat format;  // torch's for x
 };
 
-// x as it is, where the kernels can read it so, else a dense copy.
+// Views x itself where the kernels can read its strides, else a dense copy.
 inline ChannelView channel_view(const at::Tensor& given) {
   const at::MemoryFormat format = given.suggest_memory_format();
   const bool pixels = given.dim() == 2
@@ -63,7 +63,7 @@ inline ChannelView channel_view(const at::Tensor& given) {
   return {x, {pixels, batch, channels, plane, x.stride(0), x.stride(1), pixel_stride}, format};
 }
 
-// Dense in x's order. The format may be the contiguous one where a size of 1 lets both fit.
+// A dense tensor in x's order. Where a size of 1 lets both formats fit, `format` may be contiguous.
 inline at::Tensor empty_in(const ChannelView& laid, at::MemoryFormat format) {
   at::Tensor empty = at::empty(laid.x.sizes(), laid.x.options(), format);
   if (empty.is_cpu()) prefer_huge_pages(empty.mutable_data_ptr(), empty.nbytes());
@@ -74,7 +74,8 @@ inline at::Tensor in_order_of(const ChannelView& laid, const at::Tensor& grad_y)
   return grad_y.contiguous(laid.format);
 }
 
-// Elements of a piece: its second reading comes from the cache, and its sums are short.
+// Elements of a piece. It is small enough to be read a second time from the cache, and its float
+// sums are short.
 constexpr int64_t kPiece = 16384;
 
 // A tensor cut into pieces: a stretch of a plane, or a run of pixels.
@@ -98,7 +99,7 @@ struct Pieces {
   }
   int64_t channel(int64_t piece) const { return piece / per_line % layout.channels; }
   int64_t image(int64_t piece) const { return piece / per_line / layout.channels; }
-  // Where a piece begins in the tensor itself, and in a dense one of its order.
+  // The offset of a piece in the tensor itself, and in a dense tensor of the same order.
   int64_t offset(int64_t piece) const {
     if (layout.pixels) return start(piece) * layout.pixel_stride;
     return image(piece) * layout.batch_stride + channel(piece) * layout.channel_stride +
@@ -108,11 +109,11 @@ struct Pieces {
     if (layout.pixels) return start(piece) * layout.channels;
     return (image(piece) * layout.channels + channel(piece)) * layout.plane + start(piece);
   }
-  // Numbers that a piece has for a channel: one of planes has its own alone.
+  // Where the numbers of a piece begin: one for each of its channels.
   int64_t slot(int64_t piece) const { return layout.pixels ? piece * layout.channels : piece; }
   int64_t slots() const { return layout.pixels ? count * layout.channels : count; }
 
-  // visit(channel, slot, values) for all pieces; those of a channel always in the same order.
+  // Calls visit(channel, slot, values) for all pieces, always in the same order.
   template <typename Visit>
   void in_order(Visit visit) const {
     for (int64_t piece = 0; piece < count; ++piece) {
@@ -125,7 +126,7 @@ struct Pieces {
     }
   }
 
-  // run(piece) over torch's threads.
+  // Calls run(piece) on torch's threads.
   template <typename Run>
   void each(Run run) const {
     const int64_t elements = layout.batch * layout.channels * layout.plane;

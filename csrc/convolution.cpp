@@ -71,7 +71,7 @@ void Convolution::check(const at::Tensor& x, const at::Tensor& weight,
     TORCH_CHECK(kernel <= cpu::kMaxKernel && stride[d] >= 1 && stride[d] <= cpu::kMaxKernel &&
                     padding[d] >= 0 && output_padding[d] >= 0,
                 op, ": kernel ", kernel, ", stride ", stride[d], ", padding ", padding[d],
-                " and output padding ", output_padding[d], " are not served");
+                " and output padding ", output_padding[d], " are not supported");
     TORCH_CHECK(out_size(x, weight, 2 + d) > 0, op, ": the output would be empty: x is ", x.sizes(),
                 ", weight ", weight.sizes());
   }

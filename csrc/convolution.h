@@ -1,5 +1,5 @@
-// What conv2d and conv_transpose2d share: forward and backward by the contractions, and by PyTorch
-// where these refuse the numbers.
+// Forward and backward of conv2d and conv_transpose2d: by the contractions, or by PyTorch where the
+// contractions refuse the values (see ConvCall).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,16 +16,16 @@ struct Convolution {
   bool transposed;
   at::IntArrayRef stride, padding, output_padding;
 
-  // Shapes, devices and dtypes fit, and the kernels serve them. `bias` may be null.
+  // Checks that shapes, devices and dtypes match and are supported. `bias` may be null.
   void check(const at::Tensor& x, const at::Tensor& weight, const at::Tensor* bias) const;
   int64_t out_size(const at::Tensor& x, const at::Tensor& weight, int64_t dim) const;
   cpu::ConvGeometry geometry(const at::Tensor& x, const at::Tensor& y,
                              const at::Tensor& weight) const;
 
-  // NHWC.
+  // In NHWC memory.
   at::Tensor empty_output(const at::Tensor& x, const at::Tensor& weight) const;
 
-  // PyTorch's.
+  // Computed by PyTorch.
   at::Tensor unfused(const at::Tensor& x, const at::Tensor& weight,
                      const std::optional<at::Tensor>& bias) const;
   std::tuple<at::Tensor, at::Tensor> unfused_backward(const at::Tensor& grad_y, const at::Tensor& x,
@@ -34,7 +34,7 @@ struct Convolution {
 
   at::Tensor forward(const at::Tensor& x, const at::Tensor& weight,
                      const std::optional<at::Tensor>& bias) const;
-  // Gradients of x and weight; empty tensors where they are not asked for.
+  // Gradients of x and weight; empty tensors for those that are not needed.
   std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad_y, const at::Tensor& x,
                                               const at::Tensor& weight, bool needs_x,
                                               bool needs_weight) const;

@@ -11,7 +11,7 @@
 namespace genimg {
 
 [[noreturn]] inline void refuse_dtype(const char* op, at::ScalarType dtype, const char* served) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, op, ": ", dtype, " is not served, only ", served);
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op, ": ", dtype, " is not supported, only ", served);
 }
 
 inline void check_cpu_dtype(const char* op, at::ScalarType dtype) {
@@ -21,7 +21,7 @@ inline void check_cpu_dtype(const char* op, at::ScalarType dtype) {
 
 #ifdef GENIMG_WITH_CUDA
 
-// run(T{}) for a dtype that the CUDA kernels serve.
+// Calls run(T{}) for a dtype that the CUDA kernels support.
 template <typename Run>
 void for_cuda_dtype(const char* op, at::ScalarType dtype, Run run) {
   switch (dtype) {

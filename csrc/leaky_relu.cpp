@@ -20,8 +20,8 @@
 namespace genimg {
 namespace {
 
-// TensorIterator allocates the result in the memory format of its inputs, folds dimensions that lie
-// behind each other, and shares the ranges out over torch's threads.
+// TensorIterator allocates the result in the memory format of its inputs, merges adjacent
+// dimensions, and distributes the ranges over torch's threads.
 template <typename T, typename Kernel>
 void fwd_range(at::TensorIterator& iter, Kernel kernel, float slope) {
   iter.for_each([=](char** data, const int64_t* strides, int64_t n) {

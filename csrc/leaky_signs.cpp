@@ -1,5 +1,5 @@
-// genimg::leaky_signs and genimg::leaky_signs_bwd: a LeakyReLU's gradient from one bit a value. It
-// survives an edit of the output in place, and is less to keep than input or output.
+// genimg::leaky_signs and genimg::leaky_signs_bwd: a LeakyReLU's gradient from one bit a value. The
+// bits stay valid when the output is edited in place, and need less memory than input or output.
 #include "../kernels/cpu/leaky_signs.h"
 
 #include <ATen/Parallel.h>

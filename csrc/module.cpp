@@ -16,7 +16,7 @@ py::dict build_info() {
   py::dict info = py::module_::import("json").attr("loads")(kBuildRecord);
   try {
     info["isa"] = cpu::isa_name(cpu::active_isa());
-  } catch (const std::exception& error) {  // GENIMG_CPU_ISA names what cannot be had
+  } catch (const std::exception& error) {  // GENIMG_CPU_ISA names a level that is not available
     info["isa"] = error.what();
   }
 #ifdef _OPENMP
@@ -29,7 +29,7 @@ py::dict build_info() {
 
 }  // namespace
 
-// Claims the namespace: a second library of the name is refused. Ops come to it as fragments.
+// Claims the namespace, so that torch refuses a second library of this name. The ops are fragments.
 TORCH_LIBRARY(genimg, /*library*/) {}
 
 }  // namespace genimg

@@ -23,7 +23,7 @@
 namespace genimg {
 namespace {
 
-// Below this many elements a second thread costs more than it brings.
+// Below this many elements a second thread costs more than it saves.
 constexpr int64_t kGrain = 8192;
 
 struct Seed {
@@ -134,8 +134,8 @@ std::tuple<at::Tensor, at::Tensor> reparam_kl_bwd_cpu(const at::Tensor& grad_z,
 
 #ifdef GENIMG_WITH_CUDA
 
-// The kernels read the seed from the device: nothing waits for it, and a CUDA graph that draws one
-// draws new noise at every replay.
+// The kernels read the seed from the device, without synchronisation, so that a CUDA graph that
+// draws a seed draws new noise at every replay.
 at::Tensor device_seed(const char* op, const at::Tensor& seed, const at::Tensor& mu) {
   TORCH_CHECK(seed.scalar_type() == at::kLong && seed.dim() == 1 && seed.size(0) == 2 &&
                   seed.device() == mu.device(),

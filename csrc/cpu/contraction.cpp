@@ -33,8 +33,8 @@ ConvGeometry conv_geometry(const at::Tensor& small, const at::Tensor& large,
   g.large_w = large.size(3);
   g.kernel_h = weight.size(2);
   g.kernel_w = weight.size(3);
-  // One pixel meets every tap once, whatever the stride: in phases of their own, no other tap is
-  // tried in vain.
+  // One pixel meets every tap once, whatever the stride. With this stride each tap has a phase of
+  // its own, and no kernel visits taps that miss the image.
   g.stride_h = g.small_h == 1 && g.large_h <= cpu::kMaxKernel ? g.large_h : stride[0];
   g.stride_w = g.small_w == 1 && g.large_w <= cpu::kMaxKernel ? g.large_w : stride[1];
   g.pad_h = padding[0];
@@ -80,8 +80,8 @@ void run(const ConvCall& call, ConvDirection direction, bool bf16, float* scratc
   }
 }
 
-// work(scratch, begin, end) over torch's threads. They take the next units as they come, since
-// units differ in size: which thread works on one is nothing to its result.
+// Calls work(scratch, begin, end) on torch's threads. Units differ in size, so that each thread
+// takes the next ones when it is free; a unit's result does not depend on the thread.
 template <typename Work>
 void each_unit(int64_t units, int64_t scratch_floats, Work work) {
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), units);

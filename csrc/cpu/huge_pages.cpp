@@ -14,7 +14,7 @@ void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t byte
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHuge * kHuge;
   if (begin >= end) return;
-  // Where it is refused, the pages are small ones.
+  // If the system refuses, the pages stay small.
   static_cast<void>(madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE));
 #endif
 }

@@ -28,7 +28,7 @@ at::Tensor empty_doubles(int64_t size) {
   return at::empty({size}, at::TensorOptions().dtype(at::kDouble));
 }
 
-// finish(c, row) for each channel and piece, pieces in order for every channel.
+// Calls finish(c, row) for each channel and piece; the pieces of a channel come in order.
 template <typename Add>
 void over_pieces(const Moments& moments, Add add) {
   const int64_t grain = 1 + 32768 / (moments.pieces + 1);

@@ -24,11 +24,11 @@ struct ChannelSums {
   at::Tensor first, second;
 };
 
-// A plain epilogue's: mean, and sum of squares about it.
+// The moments of a plain epilogue: mean, and sum of squares about it.
 ChannelSums mean_and_squares(const Moments& moments);
 ChannelSums mean_and_squares(const at::Tensor& image);
 
-// A gate's: sums of out, and of out * (y - mean).
+// The moments of a gate: sums of out, and of out * (y - mean).
 ChannelSums gate_sums(const Moments& moments);
 
 }  // namespace genimg

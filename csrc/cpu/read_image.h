@@ -22,7 +22,7 @@ struct FusedInput {
                                const at::Tensor& slope);
 
   cpu::Prologue prologue() const;
-  // What a contraction would read, for PyTorch.
+  // The image after its prologue, as one tensor for PyTorch's ops.
   at::Tensor dense() const;
 
   cpu::Prologue::Kind kind = cpu::Prologue::none;

@@ -21,10 +21,10 @@ struct Buffer {
 
 struct Pool {
   std::mutex mutex;
-  std::vector<Buffer> unused;  // the one that came back last is the last
+  std::vector<Buffer> unused;  // in the order of their return
   size_t kept = 0;
 
-  // The smallest that fits, unless it is more than twice too large.
+  // Returns the smallest buffer that fits and is at most twice too large.
   Buffer take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex);
     auto best = unused.end();

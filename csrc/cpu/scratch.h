@@ -1,12 +1,12 @@
-// Scratch memory that is used again: fresh pages cost more than many a kernel that fills them.
+// A pool of scratch memory. Fresh pages can cost more than the kernel that fills them.
 #pragma once
 
 #include <cstddef>
 
 namespace genimg {
 
-// A buffer of floats on a 64-byte boundary, from the pool and back to it. What the pool keeps
-// unused is bounded (docs/environment.md).
+// A buffer of floats on a 64-byte boundary, taken from the pool and returned to it. The pool keeps
+// a bounded amount of unused memory (docs/environment.md).
 class Scratch {
  public:
   explicit Scratch(size_t floats);

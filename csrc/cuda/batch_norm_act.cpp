@@ -26,7 +26,7 @@ cuda::BatchNormActShape shape_of(const Layout& layout) {
           layout.batch_stride, layout.channel_stride, layout.pixel_stride};
 }
 
-// Partial results, and the tickets by which the last block is found.
+// Partial results, and the counters by which the last block is found.
 struct Scratch {
   Scratch(const cuda::BatchNormActShape& shape, const at::TensorOptions& options)
       : floats(at::empty({cuda::batch_norm_act_scratch(shape)}, options)),

@@ -45,7 +45,7 @@ cuda::ConvGeometry cuda_geometry(const char* op, const cpu::ConvGeometry& g,
                                  at::IntArrayRef stride) {
   const auto small = [=](int64_t size) {
     TORCH_CHECK(size <= std::numeric_limits<int>::max(), op, ": a size of ", size,
-                " is not served");
+                " is not supported");
     return static_cast<int>(size);
   };
   return {g.batch,           small(g.small_c), small(g.small_h), small(g.small_w),

@@ -15,14 +15,14 @@ namespace genimg {
 cuda::ConvGeometry cuda_geometry(const char* op, const cpu::ConvGeometry& geometry,
                                  at::IntArrayRef stride);
 
-// TF32 or float for float, as torch's switches for convolutions say.
+// How float is multiplied: TF32 if torch's switch for convolutions allows it.
 cuda::ConvPrecision cuda_precision();
 
-// kHalo if GENIMG_CUDA_SM90=1 asks for the kernels for Hopper: kAuto does not take them before they
-// were measured.
+// kHalo if GENIMG_CUDA_SM90=1 enables the kernels for Hopper. kAuto does not select them until they
+// have been measured.
 cuda::ConvTile cuda_tile();
 
-// torch's own copies: in_format's are the CPU's.
+// Copies by torch's own kernels; in_format() copies on the CPU.
 inline at::Tensor cuda_pixels(const at::Tensor& x) {
   return x.contiguous(at::MemoryFormat::ChannelsLast);
 }

@@ -7,8 +7,8 @@ namespace {
 
 constexpr int kLanes = 16;
 
-// Sums of a plane: so many lanes side by side, then one after the other, in an order that depends
-// on nothing but n.
+// Sums of a plane: kLanes partial sums side by side, then their sum, in an order that depends on n
+// alone.
 struct Lanes {
   double values[kLanes] = {};
 
@@ -21,13 +21,13 @@ struct Lanes {
 
 inline bool is_finite(float value) { return value - value == 0; }
 
-// The moments of n values about a shift that lies among them: their sums do not cancel, however far
-// the mean is from 0.
+// The moments of n values about a shift, which is one of the values: the sums do not cancel,
+// however far the mean is from 0.
 inline void moments_about(float shift, double sum, double square_sum, double n, double* mean,
                           double* m2) {
   *mean = shift + sum / n;
   const double spread = square_sum - sum * (sum / n);
-  // Rounding may go below 0; a NaN stays.
+  // Rounding may give a negative number; NaN is kept.
   *m2 = spread < 0 ? 0 : spread;
 }
 
@@ -100,7 +100,7 @@ struct Plane {
   }
 };
 
-// A vector of channels, all of it or the `count` that there are.
+// A vector of channels: all of it, or the `count` channels that exist.
 struct Whole {
   template <typename T>
   Vector read(const T* p) const {
@@ -132,8 +132,8 @@ template <typename Visit>
   if (c < channels) visit(c, Part{static_cast<int>(channels - c)});
 }
 
-// Rows whose float sums are taken at once, one below the other, before they go into double ones: as
-// many streams of memory, each of which runs on.
+// Rows that are summed at once in float before their sums are added to double ones; each row is a
+// stream of memory of its own.
 constexpr int64_t kRun = 8;
 
 [[gnu::always_inline]] inline void add_floats(Vector v, int count, double* to) {

@@ -17,14 +17,14 @@ struct BatchNormAct {
 
 // With dz = grad_y * (z > 0 ? 1 : negative_slope):
 // grad_x = scale * dz + (x - mean) * slope + offset, or scale * dz alone where the statistics do
-// not depend on x: an x that is not finite has a part in nothing then.
+// not depend on x, so that an x that is not finite does not reach the gradient.
 struct BatchNormActGrad {
   BatchNormAct forward;
   float slope, offset;
   bool batch;  // statistics
 };
 
-// The same, an array each, one number for each channel.
+// The same, with an array of one number per channel for each.
 struct BatchNormActs {
   const float *mean, *scale, *shift;
   float negative_slope;

@@ -20,7 +20,7 @@ inline uint32_t to_bits(float value) {
   return bits;
 }
 
-// x = n ln 2 + r with |r| <= ln(2) / 2, and what exp and expm1 are made of.
+// x = n ln 2 + r with |r| <= ln(2) / 2, and the parts of exp and expm1.
 struct ExpParts {
   float scale;      // 2^n
   float r;          //
@@ -54,8 +54,8 @@ inline float expm1_of(float x) {
   return parts.scale * (parts.r + parts.remainder) + (parts.scale - 1);
 }
 
-// expm1(x) - x. Where n is 0, r is x, and what is left is the remainder alone. Next to that, where
-// the parts cancel, the first two sums are exact in this order; r's own rounding remains.
+// expm1(x) - x. Where n is 0, r is x, and the result is the remainder. Close to that, where the
+// parts cancel, the first two sums are exact in this order; the rounding of r remains.
 inline float expm1_minus_x(float x) {
   const ExpParts parts = exp_parts(x);
   return (((parts.scale - 1) - x) + parts.scale * parts.r) + parts.scale * parts.remainder;

@@ -7,7 +7,7 @@
 namespace genimg::cpu {
 namespace {
 
-// Of the CPU.
+// The best level that the CPU supports.
 Isa best_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -41,7 +41,7 @@ Isa choose_isa() {
   }
   throw std::runtime_error(
       std::string("GENIMG_CPU_ISA=") + wanted +
-      " is not to be had here: expected baseline, avx2 or avx512, and at most " + isa_name(best) +
+      " is not available here: expected baseline, avx2 or avx512, and at most " + isa_name(best) +
       ", the best level of this CPU in this build");
 }
 

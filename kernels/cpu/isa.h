@@ -1,5 +1,5 @@
 // Instruction-set levels. The build compiles every kernels/cpu/*.cpp but isa.cpp once per level,
-// with GENIMG_ISA naming the level; the caller takes the best one that the CPU has.
+// with GENIMG_ISA naming the level; the caller selects the best one that the CPU supports.
 //
 // A kernel's header declares it in every level's namespace at once:
 //     GENIMG_DECLARE_CPU_KERNEL(scale_f32, const float* x, float* y, int64_t n, float factor)
@@ -18,9 +18,9 @@ namespace genimg::cpu {
 
 enum class Isa { baseline, avx2, avx512 };
 
-// The level in use: the CPU's best, or the lower one that GENIMG_CPU_ISA names; the only one of a
-// build for one. Throws std::runtime_error where that is no level, or one that this CPU or this
-// build does not have.
+// The level in use: the best of the CPU, or the lower one that GENIMG_CPU_ISA names; in a build for
+// one level, that level. Throws std::runtime_error if GENIMG_CPU_ISA names no level, or one that
+// this CPU or this build lacks.
 Isa active_isa();
 
 const char* isa_name(Isa isa);

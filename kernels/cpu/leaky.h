@@ -1,7 +1,7 @@
 // LeakyReLU and its derivative: `value` where the gate is above 0, else slope * value.
 //
-// A slope of 0 is ReLU, which masks as torch's does: a product with 0 would make NaN of the -Inf,
-// or of the infinite gradient, that is to become 0. A gate that is NaN lets the value pass there.
+// A slope of 0 is ReLU, which masks as torch's does: multiplying -Inf or an infinite gradient by 0
+// would give NaN instead of 0. With slope 0, a NaN gate lets the value pass.
 #pragma once
 
 #include "vector.h"

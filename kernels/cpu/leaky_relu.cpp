@@ -5,7 +5,7 @@
 namespace genimg::cpu::GENIMG_ISA {
 namespace {
 
-// The product is taken on both sides of the branch, so that the loops vectorise into a select.
+// Both sides of the branch compute the product, so that the compiler vectorises it as a select.
 inline float leaky(float gate, float value, float slope) {
   const float scaled = value * slope;
   return gate > 0 ? value : scaled;

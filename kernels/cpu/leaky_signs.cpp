@@ -8,7 +8,7 @@ namespace {
 constexpr int kRows = kSignGroup / kSignBytes;
 typedef uint8_t Bytes __attribute__((vector_size(kWidth)));
 
-// The last group as a whole one, with zeros behind its values.
+// The last group, padded with zeros to a whole one.
 template <typename T, typename Use>
 void use_group(const T* from, int64_t count, Use use) {
   if (count >= kSignGroup) return use(from);

@@ -9,13 +9,13 @@ namespace {
 
 constexpr float kLogvarMin = -30, kLogvarMax = 20;
 
-// A comparison with NaN is false, so NaN stays.
+// A comparison with NaN is false, so that NaN is kept.
 inline float clamp(float logvar) {
   const float above = logvar < kLogvarMin ? kLogvarMin : logvar;
   return above > kLogvarMax ? kLogvarMax : above;
 }
 
-// The noise of a stretch of elements, made a block at a time; rows that share a block share it.
+// The noise of a range of elements, drawn one block at a time; rows that share a block reuse it.
 struct Noise {
   Noise(uint64_t stream_key, uint64_t stream_offset) : key(stream_key), offset(stream_offset) {}
 
@@ -43,7 +43,7 @@ struct FullBlock {
   constexpr operator int() const { return kNoiseBlock; }
 };
 
-// run(count), which the compiler knows for a full block.
+// Calls run(count); for a full block the count is a constant.
 template <typename Run>
 [[gnu::always_inline]] inline void over_block(int count, Run run) {
   if (count == kNoiseBlock) {

@@ -15,7 +15,7 @@ inline float bf16_to_f32(uint16_t bits) {
   return value;
 }
 
-// AVX512-BF16's own conversion flushes subnormals; this keeps them, and every NaN stays one.
+// AVX512-BF16's own conversion flushes subnormals; this one keeps them, and keeps NaN.
 inline uint16_t f32_to_bf16(float value) {
   uint32_t wide;
   std::memcpy(&wide, &value, sizeof wide);

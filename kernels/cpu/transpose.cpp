@@ -5,7 +5,7 @@
 namespace genimg::cpu::GENIMG_ISA {
 namespace {
 
-// kWidth rows and columns, or what there is of them.
+// Transposes kWidth rows and columns, or those that exist.
 template <typename T>
 void transpose_tile(const T* from, T* to, int64_t rows, int64_t columns, int64_t used_rows,
                     int64_t used_columns) {
@@ -25,7 +25,7 @@ void transpose_tile(const T* from, T* to, int64_t rows, int64_t columns, int64_t
   }
 }
 
-// Fewer rows than a vector has elements: element by element.
+// Transposes fewer rows than a vector has elements, one element at a time.
 template <typename T>
 void transpose_few_rows(const T* from, T* to, int64_t rows, int64_t columns, int64_t used) {
   for (int64_t c = 0; c < used; ++c) {

@@ -7,7 +7,7 @@
 
 namespace genimg::cpu {
 
-// Columns of a matrix that are one piece of work.
+// Columns of a matrix in one piece of work.
 constexpr int64_t kTransposeColumns = 64;
 
 // `from` is [matrices][rows][columns], `to` [matrices][columns][rows]; pieces [begin, end), of

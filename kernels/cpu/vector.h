@@ -1,5 +1,5 @@
-// Vectors of floats as wide as the level that is being compiled has them, and the block of channels
-// that convolutions work in.
+// Vectors of floats of the width of the level that is compiled, and the block of channels that
+// convolutions use.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ constexpr int kWidth = 8;
 constexpr int kWidth = 4;
 #endif
 
-// Channels of a block: the same at every level, so that scratch is laid out alike.
+// Channels of a block: the same at every level, so that scratch memory has the same layout.
 constexpr int kBlock = 16;
 
 typedef float Vector __attribute__((vector_size(kWidth * 4)));
@@ -43,7 +43,7 @@ inline float widen(uint16_t bits) { return bf16_to_f32(bits); }
 
 inline void store(float* p, Vector v) { __builtin_memcpy(p, &v, sizeof v); }
 
-// Rounded to nearest even; a NaN stays one. See f32_to_bf16 in storage.h.
+// Rounds to nearest even and keeps NaN; see f32_to_bf16 in storage.h.
 inline void store(uint16_t* p, Vector v) {
   typedef uint16_t Halves __attribute__((vector_size(kWidth * 2)));
   const Bits wide = reinterpret_cast<Bits>(v);

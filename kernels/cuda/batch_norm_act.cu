@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads)
         count = u + 1;
       }
     }
-    // Mean, then deviations from it, of what is in registers.
+    // The mean of the values in registers, then their deviations from it.
     float part[Moments<kSlots>::kNumbers] = {};
     part[0] = static_cast<float>(count * (kLanes / kSlots));
 #pragma unroll
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kThreads)
       const int s = ThisWalk::slot(lane);
       const float centred = widen(in.lane[lane]) - affine.mean[s], g = widen(grad.lane[lane]);
       const float dz = leaky(centred * affine.scale[s] + affine.shift[s], g, negative_slope);
-      // Without statistics of the batch an x that is not finite has a part in nothing.
+      // Without statistics of the batch, an x that is not finite must not reach the gradient.
       const float through = grad_weight ? centred * slope[s] + constant[s] : 0.0f;
       out.lane[lane] = narrow<T>(affine.scale[s] * dz + through);
     }

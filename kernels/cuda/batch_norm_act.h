@@ -7,8 +7,8 @@
 
 namespace genimg::cuda {
 
-// How x lies in memory: pixels of all channels (NHWC), `pixel_stride` apart, or planes of one
-// channel (NCHW). grad_y, y and grad_x are dense, in x's order. `plane` is H * W.
+// The layout of x: pixels of all channels (NHWC), `pixel_stride` apart, or planes of one channel
+// (NCHW). grad_y, y and grad_x are dense, in x's order. `plane` is H * W.
 struct BatchNormActShape {
   bool pixels;
   int64_t batch, channels, plane;
@@ -16,22 +16,23 @@ struct BatchNormActShape {
   int64_t pixel_stride;                  // of pixels
 };
 
-// What the launchers serve; more would overflow their indices.
+// Limits of the launchers; larger tensors would overflow their indices.
 constexpr int64_t kBatchNormActMaxValues = int64_t{1} << 31;  // per channel, exclusive
 constexpr int64_t kBatchNormActMaxChannels = int64_t{1} << 24;
 
-// Floats of scratch that _stats and _sums need; and one ticket per channel, 0 before and after.
+// Floats of scratch memory that _stats and _sums need. They also need one ticket (a counter of
+// blocks) per channel, 0 before and after.
 int64_t batch_norm_act_scratch(const BatchNormActShape& shape);
 
 // Arrays per channel are float; T is float, __half or __nv_bfloat16. weight and bias may be null.
 
-// Of the batch: mean, rstd and the unbiased variance.
+// Mean, rstd and unbiased variance of the batch.
 template <typename T>
 cudaError_t launch_batch_norm_act_stats(const T* x, const BatchNormActShape& shape, float eps,
                                         float* scratch, unsigned* tickets, float* mean, float* rstd,
                                         float* var, cudaStream_t stream);
 
-// Of the running statistics.
+// Mean and rstd of the running statistics.
 cudaError_t launch_batch_norm_act_running(const float* running_mean, const float* running_var,
                                           int64_t channels, float eps, float* mean, float* rstd,
                                           cudaStream_t stream);
@@ -49,7 +50,8 @@ cudaError_t launch_batch_norm_act_sums(const T* grad_y, const T* x, const BatchN
                                        unsigned* tickets, float* grad_weight, float* grad_bias,
                                        cudaStream_t stream);
 
-// From them, x's; they are null where mean and rstd do not depend on x.
+// The gradient of x from those of weight and bias, which are null where mean and rstd do not depend
+// on x.
 template <typename T>
 cudaError_t launch_batch_norm_act_bwd(const T* grad_y, const T* x, T* grad_x,
                                       const BatchNormActShape& shape, const float* weight,

@@ -6,7 +6,7 @@
 namespace genimg::cuda {
 namespace {
 
-constexpr int kSectorBytes = 32;         // of memory: what a block reads of a pixel, at least
+constexpr int kSectorBytes = 32;         // the least that a block reads of a pixel
 constexpr size_t kMostBytes = 64 << 10;  // of shared memory, beside the threads' partial results
 constexpr int64_t kFewestBlocks = 32;    // with fewer, more blocks for a channel are faster
 
@@ -16,7 +16,7 @@ struct ChipPlan {
   size_t bytes;
 };
 
-// Narrow columns of channels in pixels, so that many of these fit.
+// In pixels, columns of few channels, so that many pixels fit.
 ChipPlan chip_plan(WalkShape walk, size_t vector_bytes, int tensors) {
   int64_t groups = walk.tensor.channels;
   if (walk.tensor.pixels) {
@@ -27,7 +27,7 @@ ChipPlan chip_plan(WalkShape walk, size_t vector_bytes, int tensors) {
   return {walk, groups, static_cast<size_t>(visits) * kThreads * vector_bytes * tensors};
 }
 
-// Of a block.
+// The number of channels of a block.
 template <typename T, bool kPixels>
 constexpr int kChannels = kPixels ? kSectorBytes / static_cast<int>(sizeof(T)) : 1;
 
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kSlots = ThisWalk::kSlots;
   SIMT_DYN_SHARED(unsigned char, room);
   SIMT_SHARED(float, found, [2][kChannels<T, kPixels>]);  // for all threads
-  // Every kThreads-th vector is this thread's own: no barrier stands between it and itself.
+  // Every kThreads-th vector belongs to this thread, so that it needs no barrier to read it again.
   auto* const kept = reinterpret_cast<Vector<T, kLanes>*>(room) + threadIdx.x;
   const ThisWalk walk(shape);
   const int column = kPixels ? static_cast<int>(threadIdx.x) % shape.lanes * kSlots : 0;
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
   const bool inside = walk.end > 0;
   const int channel = inside ? walk.channel : 0;
   const Affine<kSlots> affine(channel, weight, bias, mean + channel, rstd + channel);
-  // dz of an output's gradient.
+  // Turns an output's gradient into dz.
   const auto through = [&](float centred, float gradient, int s) {
     return leaky(centred * affine.scale[s] + affine.shift[s], gradient, negative_slope);
   };

@@ -1,13 +1,13 @@
-// Launchers of batch norm and LeakyReLU where a block has room for all values of its channels: one
-// kernel a pass, which reads the tensor once. Formulas: genimg/ops/batch_norm_act.py; shapes and
-// arrays: batch_norm_act.h.
+// Launchers of batch norm and LeakyReLU where all values of a block's channels fit into its shared
+// memory: one kernel a pass, which reads the tensor once. Formulas: genimg/ops/batch_norm_act.py;
+// shapes and arrays: batch_norm_act.h.
 #pragma once
 
 #include "batch_norm_act.h"
 
 namespace genimg::cuda {
 
-// Whether the channels fit, and are enough to occupy a GPU. grad_y is null for a forward.
+// Whether the channels fit, and are enough to occupy a GPU. grad_y is null in a forward.
 template <typename T>
 bool batch_norm_act_single_pass_serves(const BatchNormActShape& shape, const T* x, const T* grad_y,
                                        const T* out);

@@ -8,15 +8,15 @@ namespace genimg::cuda {
 
 __device__ __forceinline__ bool is_finite(float value) { return value - value == 0; }
 
-// What is taken from a channel's values, so that their mean keeps its digits however far it is from
-// 0: the first of them, where that is finite.
+// The pivot that is subtracted from a channel's values, so that their mean keeps its digits however
+// far it is from 0: the first value, if it is finite.
 template <typename T>
 __device__ __forceinline__ float pivot_of(T first) {
   const float value = widen(first);
   return is_finite(value) ? value : 0;
 }
 
-// Of the thread's channels.
+// Reads the pivots of the thread's channels.
 template <int kSlots, typename T, typename Walk>
 __device__ __forceinline__ void read_pivots(float (&pivots)[kSlots], const T* x, const Walk& walk) {
   if (walk.end == 0) return;
@@ -41,8 +41,8 @@ struct Moments {
     for (int s = 0; s < kSlots; ++s) {
       const float delta = other[1 + s] - mean[s];
       mean[s] +=
-          is_finite(delta) ? delta * share : other[1 + s];  // Inf stays, and is not Inf - Inf
-      // Without an own count the product is 0; of an overflowing square it would be Inf * 0.
+          is_finite(delta) ? delta * share : other[1 + s];  // keeps Inf, where Inf - Inf is NaN
+      // If the own count is 0, the product is 0; a square that overflows would give Inf * 0.
       m2[s] += other[1 + kSlots + s] + delta * (delta * (count * share));
     }
     count = total;
@@ -54,7 +54,7 @@ template <int kSlots>
 struct Affine {
   float mean[kSlots], scale[kSlots], shift[kSlots];
 
-  // The statistics begin at the thread's own.
+  // `means` and `rstds` begin at the thread's channels.
   __device__ __forceinline__ Affine(int channel, const float* weight, const float* bias,
                                     const float* means, const float* rstds) {
 #pragma unroll

@@ -1,4 +1,4 @@
-// Into how many blocks a walk over a tensor's channels falls, and whether vectors can be read.
+// Plans a walk over a tensor's channels: the number of blocks, and whether it can read vectors.
 #pragma once
 
 #include <type_traits>
@@ -7,10 +7,10 @@
 
 namespace genimg::cuda {
 
-constexpr int64_t kMaxShares = 128;  // of a channel's values: partial results to read at the end
+constexpr int64_t kMaxShares = 128;  // of a channel; their partial results are merged at the end
 constexpr int64_t kBlocksWanted = 1024;  // enough for every multiprocessor to have several
 
-// Shares of a channel's values that are worth a block each.
+// The number of shares of a channel's values, each large enough for a block.
 inline int64_t count_shares(int64_t steps, int64_t rows, int64_t groups) {
   const int64_t useful = ceil_div(steps, rows * kUnroll);
   const int64_t wanted = ceil_div(kBlocksWanted, groups);
@@ -51,7 +51,7 @@ bool fits_vectors(const BatchNormActShape& shape, P... pointers) {
   return lengths % kSize == 0 && are_aligned(pointers...);
 }
 
-// run(std::bool_constant<pixels>, std::integral_constant<int, lanes>, plan)
+// Calls run(std::bool_constant<pixels>, std::integral_constant<int, lanes>, plan)
 template <typename T, typename Run, typename... P>
 cudaError_t choose_walk(const BatchNormActShape& shape, Run run, P... pointers) {
   constexpr int kSize = Vector<T>::kSize;

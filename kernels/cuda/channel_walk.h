@@ -1,5 +1,5 @@
-// How the threads of a grid share a tensor channel by channel, in NCHW and in NHWC memory, and how
-// they bring together what they found for a channel, always in the same order.
+// How the threads of a grid share a tensor by channels, in NCHW and in NHWC memory, and how they
+// merge their results for a channel, always in the same order.
 //
 // A block has `lanes` columns of threads. In planes there is one, and a block works on one channel;
 // in pixels each column has its vector of channels. blockIdx.x counts channels or groups of
@@ -47,7 +47,7 @@ struct Walk {
     }
   }
 
-  // Of a vector, in x and in a dense tensor.
+  // The offset of a vector in x, and in a dense tensor.
   __device__ __forceinline__ int64_t offset(unsigned i) const {
     const BatchNormActShape& t = shape.tensor;
     if constexpr (kPixels) return i * t.pixel_stride + channel;
@@ -68,8 +68,8 @@ struct Walk {
   int channel;
 };
 
-// Merges the states of a column's threads into that of its first one: State has `numbers` floats,
-// and merge(float other[numbers]).
+// Merges the states of a column's threads into that of its first thread. State has kNumbers floats,
+// number(i), and merge(float other[kNumbers]).
 template <typename State>
 __device__ void merge_columns(State* state, int lanes) {
   SIMT_SHARED(float, others, [State::kNumbers][kThreads]);
@@ -89,8 +89,8 @@ __device__ void merge_columns(State* state, int lanes) {
   }
 }
 
-// Whether this block is the last of its blockIdx.x to come here: it sees what all of them have
-// written before. Only the choice hangs on chance, and the ticket is 0 again afterwards.
+// Whether this block is the last of its blockIdx.x to arrive; it then sees all that the others have
+// written. Which block is last may vary; the ticket is 0 again afterwards.
 __device__ inline bool is_last_block(unsigned* tickets) {
   SIMT_SHARED(bool, is_last);
   __syncthreads();
@@ -104,7 +104,7 @@ __device__ inline bool is_last_block(unsigned* tickets) {
   return is_last;
 }
 
-// The channels of this block whose results a thread brings together at the end.
+// Visits the channels of this block whose results a thread merges at the end.
 template <typename Visit>
 __device__ __forceinline__ void over_channels_of_block(const WalkShape& shape, int per_column,
                                                        Visit visit) {
@@ -114,7 +114,7 @@ __device__ __forceinline__ void over_channels_of_block(const WalkShape& shape, i
   for (int c = threadIdx.x; c < count; c += kThreads) visit(first + c);
 }
 
-// Of dz, and of dz (x - mean), per channel.
+// Sums of dz, and of dz (x - mean), per channel.
 template <int kSlots>
 struct Sums {
   static constexpr int kNumbers = 2 * kSlots;

@@ -6,7 +6,7 @@
 
 namespace genimg::cuda {
 
-// x = n ln 2 + r with |r| <= ln(2) / 2, and what exp and expm1 are made of.
+// x = n ln 2 + r with |r| <= ln(2) / 2, and the parts of exp and expm1.
 struct ExpParts {
   float scale;      // 2^n
   float r;          //

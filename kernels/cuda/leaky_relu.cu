@@ -6,9 +6,9 @@ namespace genimg::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 1 << 16;  // beyond it a thread takes several vectors
+constexpr int64_t kMaxBlocks = 1 << 16;  // with more, a thread takes several vectors
 
-// `gate` decides by its sign, `value` passes through: forward with gate = value = x, backward with
+// The sign of `gate` selects the factor of `value`: forward with gate = value = x, backward with
 // gate = x, value = grad_y.
 template <typename T>
 __device__ __forceinline__ T leaky(T gate, T value, float slope) {
@@ -16,7 +16,7 @@ __device__ __forceinline__ T leaky(T gate, T value, float slope) {
   return narrow<T>(widen(gate) > 0 ? wide : wide * slope);
 }
 
-// Vectors from the front, the n % kSize last elements one a thread; no vectors at all where a
+// Vectors from the front, then the last n % kSize elements, one per thread; no vectors where a
 // pointer is not aligned to 16 bytes (a tensor that starts inside another one).
 template <typename T>
 __global__ void __launch_bounds__(kThreads)

@@ -33,7 +33,7 @@ __device__ __forceinline__ float to_uniform(unsigned word) {
   return static_cast<float>(word) * 0x1p-32f + 0x1p-33f;
 }
 
-// Elements 4 * counter and on of the stream, by two steps of Box and Muller's.
+// Elements 4 * counter to 4 * counter + 3 of the stream, by two Box-Muller steps.
 __device__ __forceinline__ void philox_normal(uint64_t key, uint64_t counter, uint64_t offset,
                                               float* values) {
   const Words words = philox_words(key, counter, offset);

@@ -10,14 +10,14 @@ constexpr int kThreads = 256;
 constexpr int64_t kWarpRow = 2048;  // elements up to which one warp takes a row
 constexpr float kLogvarMin = -30, kLogvarMax = 20;
 
-// A comparison with NaN is false, so NaN stays.
+// A comparison with NaN is false, so that NaN is kept.
 __device__ __forceinline__ float clamp_logvar(float logvar) {
   const float above = logvar < kLogvarMin ? kLogvarMin : logvar;
   return above > kLogvarMax ? kLogvarMax : above;
 }
 
-// 16 bytes of elements that begin at a multiple of their number in the whole tensor: their noise is
-// that of whole counters. At the ends of a row only some of them are the row's.
+// 16 bytes of elements whose first index in the whole tensor is a multiple of their number, so that
+// their noise is that of whole counters. At the ends of a row only some of them belong to the row.
 template <typename T>
 struct Unit {
   static constexpr int kSize = Vector<T>::kSize;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < kSize; ++i) {
         const float m = widen(mean.lane[i]), l = clamp_logvar(widen(lv.lane[i]));
         out.lane[i] = narrow<T>(m + exp_of(0.5f * l) * eps[i]);
-        // Beyond the row's ends mu and logvar are 0, and so is the term.
+        // Outside the row mu and logvar are 0, and so is the term.
         sum += 0.5f * (m * m + expm1_minus_x(l));
       }
       unit.store(z, out);

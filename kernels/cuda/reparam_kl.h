@@ -14,7 +14,7 @@ template <typename T>
 cudaError_t launch_reparam_kl_fwd(const T* mu, const T* logvar, const int64_t* seed, T* z,
                                   float* kl, int64_t rows, int64_t row_size, cudaStream_t stream);
 
-// The noise is drawn again.
+// Draws the noise again.
 template <typename T>
 cudaError_t launch_reparam_kl_bwd(const T* grad_z, const float* grad_kl, const T* mu,
                                   const T* logvar, const int64_t* seed, T* grad_mu, T* grad_logvar,

@@ -1,4 +1,4 @@
-// 16-byte accesses, and half-precision numbers to float and back.
+// 16-byte accesses, and conversions between half precision and float.
 #pragma once
 
 #include "simt/simt.h"
@@ -7,7 +7,7 @@ namespace genimg::cuda {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// By default 16 bytes, the widest access a thread can make.
+// By default 16 bytes, the widest access of a thread.
 template <typename T, int kLanes = 16 / sizeof(T)>
 struct alignas(kLanes * sizeof(T)) Vector {
   static constexpr int kSize = kLanes;

@@ -1,6 +1,6 @@
-// Runs the CPU kernels where indices pass 2^31, without the memory: mapped, never touched
-// elsewhere. Built and run by test_cpu_large_index.py. Data are small integers, so that results are
-// exact.
+// Runs the CPU kernels where indices pass 2^31, without that much memory: most of it is mapped and
+// never touched. Built and run by test_cpu_large_index.py. Data are small integers, so that results
+// are exact.
 #include <sys/mman.h>
 
 #include <cmath>
@@ -28,7 +28,7 @@ void expect(bool condition, const char* what) {
   if (!condition) std::exit(1);
 }
 
-// Zeros that take memory where they are written to.
+// Zeros, which use memory only where they are written to.
 class Mapped {
  public:
   explicit Mapped(int64_t count) : bytes_(count * static_cast<int64_t>(sizeof(float))) {
@@ -65,7 +65,7 @@ bool are_zero(const float* data, int64_t count) {
   return true;
 }
 
-// visit(small pixel, large pixel, tap) of one image, wherever they meet.
+// Calls visit(small pixel, large pixel, tap) wherever they meet in one image.
 template <typename Visit>
 void each_meeting(const ConvGeometry& g, Visit visit) {
   for (int64_t i = 0; i < g.small_h * g.small_w; ++i) {
@@ -78,7 +78,7 @@ void each_meeting(const ConvGeometry& g, Visit visit) {
   }
 }
 
-// The last image of so many that both kinds of images pass 2^31 elements.
+// The last image of a batch in which both images have more than 2^31 elements.
 struct LastImage {
   explicit LastImage(const ConvGeometry& geometry)
       : g(geometry),
@@ -258,7 +258,7 @@ void check_elementwise() {
   expect(right, "batch_norm_act, pixels");
 }
 
-// The noise of an element is its index's, also where that passes 2^32.
+// The noise of an element depends on its index, also where that passes 2^32.
 void check_reparam_kl() {
   constexpr int64_t kSize = 96;
   const int64_t row = 2 * kLarge / kSize + 3, at = row * kSize;
@@ -270,7 +270,7 @@ void check_reparam_kl() {
                                kSize);
   baseline::reparam_kl_bwd_f32(grad_z.at(0), grad_kl.at(0), mu.at(0), logvar.at(0), 1, 0,
                                grad_mu.at(0), grad_logvar.at(0), row, row + 1, kSize);
-  // Where the index would be, had its upper half been lost.
+  // The index without its upper half.
   const int64_t lost = at - 2 * kLarge, first = lost / kSize * kSize;
   std::vector<float> noise(2 * kSize), zero(4 * kSize), none(4);
   baseline::reparam_kl_fwd_f32(zero.data() - first, zero.data() - first, 1, 0, noise.data() - first,

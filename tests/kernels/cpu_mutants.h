@@ -1,15 +1,15 @@
-// Operators that do something else where their number is genimg_mutant's: see mutants.py.
+// Operators that change what they do if their number is genimg_mutant; see mutants.py.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
 extern "C" {
-// 0: none is changed.
+// 0: no operator is changed.
 [[gnu::visibility("default")]] inline int genimg_mutant = 0;
-// Whether the place of a mutant was come by.
+// Whether the place of a mutant was executed.
 [[gnu::visibility("default")]] inline char genimg_reached[1 << 14] = {};
-// How often a kernel refused its input, and left the call to PyTorch.
+// How often a kernel refused its input, so that PyTorch ran the call.
 [[gnu::visibility("default")]] inline int genimg_refusals = 0;
 }
 
@@ -22,7 +22,8 @@ namespace gm {
   return genimg_mutant == number;
 }
 
-// a + b is written a +Op(1)+ b: the left operator makes a Left of a and Op, the right one the value.
+// a + b is written a +Op(1)+ b: the left operator makes a Left of a and Op, the right one the
+// value.
 struct Op {
   explicit Op(int number, int64_t step = 0) : number(number), step(step) {}
   int number;

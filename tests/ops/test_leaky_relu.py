@@ -187,7 +187,7 @@ def test_raw_op_refuses():
     """torch.ops.genimg.* can be called by anybody: it checks for itself."""
     fwd, bwd = torch.ops.genimg.leaky_relu_fwd, torch.ops.genimg.leaky_relu_bwd
     x = torch.randn(4, 3)
-    with pytest.raises(NotImplementedError, match="not served, only float32 and bfloat16"):
+    with pytest.raises(NotImplementedError, match="not supported, only float32 and bfloat16"):
         fwd(x.double(), 0.1)
     with pytest.raises(RuntimeError, match=r"grad_y to have the shape of x, \[4, 3\], but got \[3"):
         bwd(torch.randn(3, 4), x, 0.1)

@@ -1,4 +1,4 @@
-// Which form a convolution takes.
+// Selects the algorithm of a convolution.
 #pragma once
 
 #include "col2im.h"
@@ -11,10 +11,10 @@ inline bool fits_winograd(const ConvGeometry& g) {
          g.pad_w == 1 && g.large_h == 2 * g.small_h && g.large_w == 2 * g.small_w;
 }
 
-// Below so many tiles the work is to read the weight, of whose 16 taps F(2,2) makes 36 matrices.
+// With fewer tiles, reading the weight dominates, and F(2,2) makes 36 matrices of its 16 taps.
 constexpr int64_t kFewTiles = 8;
 
-// Up to this side F(3,2) saves few products, and its packed weight is larger.
+// Up to this side F(3,2) saves few products over F(2,2), and its packed weight is larger.
 constexpr int64_t kSmallSide = 5;
 
 inline ConvAlgorithm winograd_or_direct(const ConvGeometry& g) {
@@ -28,7 +28,7 @@ inline bool fits_col2im(const ConvGeometry& g) {
   return g.kernel_h == 4 && g.kernel_w == 4 && g.batch * g.small_h * g.small_w <= kFewPixels;
 }
 
-// `plain`: the epilogue is, and takes no moments.
+// `plain`: the epilogue is plain and takes no moments.
 inline ConvAlgorithm algorithm_of(const ConvGeometry& g, ConvDirection direction, bool plain) {
   const bool few = direction == ConvDirection::fprop || plain;
   if (few && g.large_c <= kFewChannels) return ConvAlgorithm::few;

@@ -1,6 +1,6 @@
-// dgrad of few pixels: a product of the pixels with the weight as it lies, [small_c][large_c * 16]
-// or [small_c][16 * large_c], whose columns are then added up where they belong. Nothing is packed:
-// with few pixels, reading the weight is the work.
+// dgrad of few pixels: multiplies the pixels by the unpacked weight, [small_c][large_c * 16] or
+// [small_c][16 * large_c], and adds the columns of the product to their output pixels. With few
+// pixels, reading the weight dominates, so that packing it does not pay.
 #pragma once
 
 #include "store.h"
@@ -11,7 +11,7 @@ constexpr int64_t kFewPixels = 256;
 constexpr int64_t kColumnTaps = 16;  // of a 4x4 kernel
 constexpr int64_t kColumns = kBlock * kColumnTaps;
 
-// A unit is a block of output channels, for all pixels.
+// A unit of work is a block of output channels, for all pixels.
 struct Col2imPlan {
   explicit Col2imPlan(const ConvGeometry& g)
       : units(divide_up(g.large_c, kBlock)),
@@ -24,17 +24,17 @@ struct Col2imPlan {
   int64_t units, pixels, outputs, value_size;
 };
 
-// Rows of the weight that are multiplied at once: as many as a chain of sums has.
+// Rows of the weight that are multiplied at once: one chain of sums.
 constexpr int64_t kColumnDepth = 32;
 
-// Rows of the weight, `row` apart, whose vectors are `vector` apart.
+// Rows of the weight, `row` elements apart, whose vectors are `vector` elements apart.
 template <typename T>
 struct Rows {
   const T* data;
   int64_t row, vector;
 };
 
-// out += a b over `depth` rows of b, for kRows rows of the blocked operand.
+// Computes out += a b over `depth` rows of b, for kRows rows of the blocked operand.
 template <int kRows, int kVectors, typename T>
 void add_columns(const float* a, int64_t a_block, Rows<T> b, int64_t depth, float* out) {
   Vector sums[kRows][kVectors];

@@ -1,4 +1,4 @@
-// dgrad and fprop: blocks of tiles, loaded, multiplied and stored. See conv_tiles.h for the words.
+// dgrad and fprop: blocks of tiles, loaded, multiplied and stored. tiles.h defines the terms.
 #pragma once
 
 #include "store.h"
@@ -10,7 +10,7 @@ struct Unit {
   int64_t piece;  // of the moments
 };
 
-// A unit's number says its split first, so that a thread stays with some of the weight.
+// The split is the slowest index of a unit's number, so that a thread reuses a part of the weight.
 inline Unit unit_at(const Tiling& t, int64_t number) {
   const int64_t all = t.all_blocks();
   Unit unit = {0, number % all, number / all, number % all};
@@ -32,7 +32,7 @@ inline int find_terms(const Tiling& t, int values_w, const Product& h, const Pro
   return count;
 }
 
-// Panels whose products are made side by side, while the values that they share are near.
+// Panels whose products are computed side by side, while the values that they share are cached.
 constexpr int64_t kPanelsAtOnce = 1;
 constexpr int64_t kPanelProducts = kMostProducts * kMostProducts * kTileCount * kPanel;
 
@@ -48,7 +48,7 @@ struct Contraction {
     return t.max_values() * t.value_size() + kPanelsAtOnce * kPanelProducts;
   }
 
-  // False where the input was refused.
+  // Returns false where the input was refused.
   bool run(int64_t number) {
     const Unit unit = unit_at(t, number);
     h = &t.axis_h(unit.pass);
@@ -81,7 +81,7 @@ struct Contraction {
     }
   }
 
-  // visit(output_phase of h, output_phase of w), with the outputs set to theirs.
+  // Calls visit(output_phase of h, output_phase of w) with the outputs set to that output phase.
   template <typename Visit>
   void each_output_phase(Visit visit) {
     for (int i = 0; i < h->output_phases; ++i) {
@@ -164,8 +164,8 @@ struct Contraction {
     }
   }
 
-  // Of sums, mean and sum of squares about it: about the float nearest to the sums' mean first, and
-  // what is left of it corrects both.
+  // Turns sums into mean and sum of squares about it: first about the float nearest to the mean,
+  // whose remainder then corrects both.
   void take_moments(int64_t c, int64_t columns, double* first, double* second) {
     const double n = static_cast<double>(values_per_channel());
     for (int64_t v = 0; v < columns; v += kWidth) {

@@ -17,7 +17,7 @@ struct FewContraction {
         products(values + few.value_size()),
         line(products + few.product_size() + kTileCount * kPanel) {}
 
-  // False where the input was refused.
+  // Returns false where the input was refused.
   bool run(int64_t unit) {
     const int64_t image = unit / few.strips;
     const int64_t begin = unit % few.strips * few.rows;
@@ -32,7 +32,7 @@ struct FewContraction {
   }
 
  private:
-  // products[panel][pixel][kPanel] of the small image's rows.
+  // Computes products[panel][pixel][kPanel] of the small image's rows.
   bool multiply_rows_of(int64_t image, int64_t first, int64_t last) {
     const int64_t begin = (image * g.small_h + first) * g.small_w;
     const int64_t count = (last - first + 1) * g.small_w;
@@ -54,7 +54,7 @@ struct FewContraction {
     return !guard.refuses();
   }
 
-  // line = bias and what the taps bring to an output row.
+  // Sets line to the bias plus the products of the taps that reach an output row.
   void gather_row(int64_t row, int64_t first) {
     const int64_t channels = g.large_c;
     for (int64_t x = 0; x < g.large_w; ++x) {
@@ -74,7 +74,7 @@ struct FewContraction {
     }
   }
 
-  // Pixel j of the small row adds its column to pixel stride * j + offset of the large one.
+  // Adds the column of pixel j of the small row to pixel stride * j + offset of the large one.
   void gather_tap(int64_t offset, int64_t pixels, int64_t column, float* __restrict to) {
     const int64_t begin = offset >= 0 ? 0 : divide_up(-offset, g.stride_w);
     const int64_t last = g.large_w - 1 - offset;

@@ -1,4 +1,4 @@
-// From the small image to the large one: see conv.h.
+// dgrad: from the small image to the large one; see geometry.h.
 #pragma once
 
 #include "geometry.h"

@@ -1,14 +1,14 @@
-// dgrad to few channels: a product of the pixels with all taps' channels side by side, whose
-// columns are then added up where they belong. The last layer of a generator.
+// dgrad to few channels, as in the last layer of a generator: multiplies the pixels by the channels
+// of all taps side by side, and adds the columns of the product to their output pixels.
 #pragma once
 
 #include "store.h"
 
 namespace genimg::cpu::GENIMG_ISA {
 
-constexpr int64_t kStripFloats = 1 << 16;  // of products, so that they stay in L2
+constexpr int64_t kStripFloats = 1 << 16;  // of products, which stay in L2
 
-// An image falls into strips of output rows; rows of the small image that two strips need are
+// An image is split into strips of output rows; rows of the small image that two strips need are
 // multiplied in both.
 struct FewUp {
   explicit FewUp(const ConvGeometry& geometry) : g(geometry) {
@@ -23,7 +23,7 @@ struct FewUp {
 
   int64_t units() const { return g.batch * strips; }
 
-  // Rows of the small image that output rows [begin, end) take part of.
+  // Rows of the small image that output rows [begin, end) depend on.
   int64_t first_small(int64_t begin) const {
     const int64_t lowest = begin + g.pad_h - (g.kernel_h - 1);
     return lowest <= 0 ? 0 : divide_up(lowest, g.stride_h);
@@ -36,7 +36,8 @@ struct FewUp {
   int64_t pixels() const { return most_small_rows() * g.small_w; }
   int64_t product_size() const { return pixels() * divide_up(columns, kPanel) * kPanel; }
   int64_t value_size() const { return divide_up(g.small_c, kBlock) * kBlock * kTileCount; }
-  // The block that is multiplied, the products with room for a block's overhang, an output row.
+  // Room for the block that is multiplied, for the products and a block's overhang, and for an
+  // output row.
   int64_t scratch_size() const {
     return value_size() + product_size() + kTileCount * kPanel + g.large_w * g.large_c + kWidth;
   }

@@ -1,4 +1,4 @@
-// From the large image to the small one: see conv.h.
+// fprop: from the large image to the small one; see geometry.h.
 #pragma once
 
 #include "geometry.h"

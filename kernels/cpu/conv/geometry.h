@@ -1,11 +1,11 @@
 // Convolutions between a small and a large image. Formulas: genimg/ops/conv2d.py and
-// genimg/ops/conv_transpose2d.py; the forms: docs/numerics.md.
+// genimg/ops/conv_transpose2d.py; the algorithms: docs/numerics.md.
 //
 // Pixel i of the small image and pixel stride * i - pad + k of the large one meet in tap k of the
 // weight [small_c, large_c, kernel_h, kernel_w]. dgrad goes from small to large (a transposed
-// convolution's forward), fprop from large to small, wgrad makes the weight's gradient from both.
-// Images are dense NHWC. T is float, or uint16_t for bfloat16 bit patterns; weights, parameters and
-// sums inside are float.
+// convolution's forward), fprop from large to small, wgrad computes the weight's gradient from
+// both. Images are dense NHWC. T is float, or uint16_t for bfloat16 bit patterns; weights,
+// parameters and sums inside are float.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ struct ConvGeometry {
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
 };
 
-// Taps along one axis that the kernels have room for.
+// The largest number of taps along one axis.
 constexpr int64_t kMaxKernel = 16;
 
 enum class ConvAlgorithm {
@@ -30,15 +30,15 @@ enum class ConvAlgorithm {
   col2im,         // dgrad of few pixels, by the weight as it is: nothing is packed
 };
 
-// Channels that kernels take at a time.
+// Channels that the kernels process at a time.
 constexpr int64_t kChannelBlock = 16;
 
 inline bool is_winograd(ConvAlgorithm form) { return form <= ConvAlgorithm::winograd_f3x2; }
 
 enum class ConvDirection { dgrad, fprop };
 
-// How the weight lies: [small_c, large_c, taps], or, for dgrad and whole blocks of large_c,
-// [small_c, taps, large_c], as it does in channels_last memory.
+// The order of the weight in memory: [small_c, large_c, taps], or, for dgrad and whole blocks of
+// large_c, [small_c, taps, large_c], which is channels_last.
 enum class WeightOrder { taps_last, channels_last };
 
 // How an input is read. Arrays are per channel, with room for whole blocks of 16.
@@ -88,8 +88,8 @@ struct ConvCall {
   const float* packed;
   const void* weight;  // as it is
   WeightOrder order;
-  // Set where an input is not finite or above 2^63: sums of neighbours would spill it into outputs
-  // that it has no part in, and the result is then to be thrown away.
+  // Set where an input is not finite or above 2^63. Winograd's sums of neighbours would spread it
+  // to outputs that do not depend on it; the caller discards the result.
   int* refused;
 };
 

@@ -7,7 +7,7 @@
 
 namespace genimg::cpu::GENIMG_ISA {
 
-// The form for few channels gathers all their taps into a row.
+// The im2col algorithm for few channels gathers all their taps into a row.
 constexpr int64_t kFewChannels = 8;
 
 // Prologues: element `at` of the image, channel c of it, `count` channels.
@@ -80,7 +80,7 @@ struct TwoTensor {
   const float *mean, *scale, *shift, *slope;
 };
 
-// use(prologue) with the one that is asked for.
+// Calls use(prologue) with the prologue that `p.kind` selects.
 template <typename T, typename Use>
 inline void with_prologue(const Prologue& p, Use use) {
   if (p.kind == Prologue::none) {
@@ -92,7 +92,7 @@ inline void with_prologue(const Prologue& p, Use use) {
   }
 }
 
-// The sum of all squares that went by: not finite if an element was not, or was above 2^63.
+// The sum of the squares of all elements read: not finite if one is not finite or is above 2^63.
 struct Guard {
   Vector squares = {};
 
@@ -107,8 +107,8 @@ struct Guard {
   }
 };
 
-// The positions of a tile: where they begin in the image, and whether they lie in it. Those outside
-// begin where one inside does, so that they can be read, and are masked.
+// The positions of a tile: their offsets in the image, and whether they are inside it. A position
+// outside has the offset of one inside, so that it can be read, and is masked.
 struct Patch {
   int64_t at[64];
   int32_t inside[64];  // all bits or none
@@ -184,7 +184,7 @@ constexpr int kValues = kTransform == Transform::up2     ? 5
                         : kTransform == Transform::down2 ? 6
                                                          : 8;
 
-// A vector of channels of a tile. read(position) gives the input's.
+// Transforms a vector of channels of a tile. read(position) returns the input's vector.
 template <Transform kTransform, typename Read>
 [[gnu::always_inline]] inline void transform_vector(Read read, float* out, int64_t value_size) {
   constexpr int kIn = kPositions<kTransform>, kOut = kValues<kTransform>;
@@ -247,7 +247,7 @@ inline void load_winograd_tile(const Tiling& t, const Read& prologue, const Patc
   *guard = sum;
 }
 
-// One position of one tile, as it is; outside the image, zeros.
+// Copies one position of one tile; zeros outside the image.
 template <typename Read>
 inline void load_position(const Read& prologue, int64_t channels, int64_t at, bool inside,
                           int64_t row, int64_t rows, float* value, Guard* guard) {
@@ -278,7 +278,7 @@ inline void load_copied_tile(const Tiling& t, const Axis& h, const Axis& w, cons
   }
 }
 
-// `count` neighbours of an image as floats, by fours as far as they go.
+// Reads `count` neighbouring elements of an image as floats, four at a time where possible.
 template <typename Read>
 [[gnu::always_inline]] inline void copy_run(const Read& prologue, int64_t at, int64_t channels,
                                             int64_t count, float* out) {
@@ -291,7 +291,7 @@ template <typename Read>
   for (; i < count; ++i) out[i] = prologue.one(at + i, i % channels);
 }
 
-// All taps of a tile, [kernel_h][kernel_w][channels], as one row.
+// Gathers all taps of a tile, [kernel_h][kernel_w][channels], into one row.
 template <typename Read>
 inline void load_im2col_tile(const Tiling& t, const Axis& h, const Axis& w, const Read& prologue,
                              int64_t image, int64_t tile_h, int64_t tile_w, int64_t row,
@@ -315,7 +315,7 @@ inline void load_im2col_tile(const Tiling& t, const Axis& h, const Axis& w, cons
   *guard = sum;
 }
 
-// The tiles of a pass, one after the other.
+// Iterates over the tiles of a pass.
 struct Cursor {
   Cursor(const Axis& axis_h, const Axis& axis_w, int64_t tile)
       : h(axis_h),
@@ -338,7 +338,7 @@ struct Cursor {
   int64_t tile_w, tile_h, image;
 };
 
-// Tiles [first, first + used) of a pass, into the rows from 0 on.
+// Loads tiles [first, first + used) of a pass into the rows from 0 on.
 template <typename T>
 inline void load_block(const Tiling& t, const Axis& h, const Axis& w, const Prologue& prologue,
                        int64_t first, int64_t used, float* values, Guard* guard) {

@@ -1,7 +1,7 @@
-// Matrix products on operands that lie in blocks of kBlock columns.
+// Matrix products of operands that are stored in blocks of kBlock columns.
 //
-// A blocked operand of `rows` rows is [columns / kBlock][rows][kBlock]: a tile of rows is then
-// neighbours in memory, at offsets that the compiler knows.
+// A blocked operand of `rows` rows is [columns / kBlock][rows][kBlock], so that a tile of rows is
+// contiguous in memory, at offsets that the compiler knows.
 #pragma once
 
 #include "../vector.h"
@@ -29,11 +29,12 @@ template <int kRows, int kVectors>
   }
 }
 
-// Products that are added up one after the other; their sums are added up in turn. A single chain
-// would be less accurate the deeper the product is.
+// Products that are summed in one chain; the sums of the chains are then added. The error of a
+// single chain would grow with the depth of the product.
 constexpr int kChain = 64;
 
-// out[row][column] = the terms' sum of a[row][k] b[k][column], over kRows rows from `row` on.
+// Computes out[row][column] = the terms' sum of a[row][k] b[k][column], for kRows rows from `row`
+// on.
 template <int kRows, int kVectors>
 void multiply_tile(const Term* terms, int count, int64_t depth, int64_t rows, int64_t row,
                    float* out) {
@@ -91,8 +92,8 @@ void multiply_rows(const Term* terms, int count, int64_t depth, int64_t rows, in
   for (; row < used; ++row) multiply_tile<1, kVectors>(terms, count, depth, rows, row, out);
 }
 
-// out = the terms' sum of products. `rows` is the blocked operands' height, of which `used` are
-// computed; b has `columns` columns, padded to one vector or to a panel.
+// Computes out = the terms' sum of products. `rows` is the height of the blocked operands; `used`
+// of them are computed; b has `columns` columns, padded to one vector or to a panel.
 inline void multiply(const Term* terms, int count, int64_t depth, int64_t rows, int64_t used,
                      int64_t columns, float* out) {
   if (columns <= kWidth) {
@@ -102,8 +103,8 @@ inline void multiply(const Term* terms, int count, int64_t depth, int64_t rows, 
   }
 }
 
-// sums[row][column] += the products of two blocked operands over their rows: a's columns are the
-// rows of the result, b's its columns, a block of each.
+// Adds to sums[row][column] the products of two blocked operands over their rows: a's columns are
+// the rows of the result and b's its columns, a block of each.
 constexpr int kOuterRows = kWidth == 16 ? 8 : kWidth == 8 ? 4 : 2;
 
 template <int kBlocks>

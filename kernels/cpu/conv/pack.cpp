@@ -1,5 +1,5 @@
-// Plans and packed weights of dgrad and fprop: panels of kPanel output channels, in each the
-// matrices [depth][panel] that tiles meet (see conv_tiles.h).
+// Plans and packed weights of dgrad and fprop: panels of kPanel output channels, each with the
+// matrices [depth][panel] that multiply the tiles (see tiles.h).
 #include "pack.h"
 
 #include "algorithms.h"
@@ -8,7 +8,7 @@
 namespace genimg::cpu::GENIMG_ISA {
 namespace {
 
-// What the matrices of a packed weight multiply.
+// The sizes of a packed weight: `matrices` matrices of [depth][columns].
 struct Packing {
   int64_t depth, columns, matrices;
 
@@ -72,12 +72,12 @@ void combine(const Vector* taps, float* packed, int64_t matrix) {
 constexpr int64_t kFetchAhead = 4;
 constexpr int64_t kSixteen = 16;  // taps of a 4x4 kernel, for which there is a transposition
 
-// From one column, and one tap, of the weight to the next.
+// Distances from one column, and from one tap, of the weight to the next.
 struct Strides {
   int64_t column, tap;
 };
 
-// A vector's columns from the weight's [columns][taps], as [taps][columns].
+// Transposes a vector's columns from the weight's [columns][taps] to [taps][columns].
 template <typename T>
 void read_taps(const T* from, Strides strides, int64_t taps, int64_t count, Vector* out) {
   const int64_t stride = strides.column;
@@ -91,7 +91,7 @@ void read_taps(const T* from, Strides strides, int64_t taps, int64_t count, Vect
     for (int64_t tap = 0; tap < kSixteen; tap += kWidth) {
       Vector rows[kWidth];
       for (int64_t i = 0; i < kWidth; ++i) {
-        // Rows that are far apart are not fetched ahead by themselves.
+        // The hardware does not prefetch rows that are far apart.
         __builtin_prefetch(from + i * stride + kFetchAhead * kSixteen, 0, 2);
         rows[i] = i < count ? load(from + i * stride + tap) : Vector{};
       }
@@ -107,7 +107,7 @@ void read_taps(const T* from, Strides strides, int64_t taps, int64_t count, Vect
   }
 }
 
-// Row k of a panel's matrices, from the weight's [columns][taps] at `from`.
+// Packs row k of a panel's matrices from the weight's [columns][taps] at `from`.
 template <typename T>
 void pack_row(const ConvGeometry& g, ConvAlgorithm form, bool up, const T* from, Strides strides,
               int64_t columns, int64_t width, float* packed, int64_t matrix, float* squares) {
@@ -130,8 +130,8 @@ void pack_row(const ConvGeometry& g, ConvAlgorithm form, bool up, const T* from,
   }
 }
 
-// The one matrix of the form for few channels: taps and channels are the columns of dgrad's and the
-// rows of fprop's.
+// Packs the one matrix of the algorithms for few channels: taps and channels are the columns of
+// dgrad's and the rows of fprop's.
 template <typename T>
 void pack_few_row(const ConvGeometry& g, bool up, const T* weight, int64_t k, int64_t first,
                   int64_t columns, int64_t width, float* packed, float* squares) {

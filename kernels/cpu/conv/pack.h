@@ -5,10 +5,10 @@
 
 namespace genimg::cpu {
 
-// `plain`: the epilogue is, and takes no moments.
+// `plain`: the epilogue is plain and takes no moments.
 GENIMG_DECLARE_CPU_KERNEL(conv_plan, const ConvGeometry& geometry, ConvDirection direction,
                           bool plain, ConvPlan* plan)
-// Items [begin, end) of the packing; *refused as above.
+// Packs items [begin, end); sets *refused as ConvCall::refused.
 GENIMG_DECLARE_CPU_KERNEL(conv_pack_f32, const ConvGeometry& geometry, ConvDirection direction,
                           ConvAlgorithm form, WeightOrder order, const float* weight, float* packed,
                           int* refused, int64_t begin, int64_t end)

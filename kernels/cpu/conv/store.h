@@ -1,4 +1,4 @@
-// The last stage of a convolution: products through the inverse transform and the epilogue.
+// The last stage of a convolution: takes products through the inverse transform and the epilogue.
 #pragma once
 
 #include "../elementary.h"
@@ -6,7 +6,7 @@
 
 namespace genimg::cpu::GENIMG_ISA {
 
-// |x| above which tanh is 1 in float, and sigmoid 0 or 1.
+// For |x| above these, tanh is 1 in float, and sigmoid is 0 or 1.
 constexpr float kTanhEnd = 9.5f, kSigmoidEnd = 80;
 
 inline float tanh_of(float x) {
@@ -32,7 +32,7 @@ inline float sigmoid_of(float x) {
   return load(values);
 }
 
-// An epilogue's activation; none is a leaky one of slope 1.
+// An epilogue's activation; no activation is LeakyReLU of slope 1.
 struct Activate {
   explicit Activate(const Epilogue& e)
       : activation(e.activation), leaky(e.activation == Epilogue::leaky ? e.negative_slope : 1) {}
@@ -107,8 +107,8 @@ struct GateStore {
   const int count;
 };
 
-// One axis of the inverse transform of F(kSize,2): kProducts products to y, in place; products that
-// were left out are 0.
+// One axis of the inverse transform of F(kSize,2): kProducts products to y, in place; omitted
+// products are 0.
 template <int kSize, int kProducts>
 [[gnu::always_inline]] inline void finish_axis(Vector (&m)[kMostProducts]) {
   if constexpr (kSize == 2) {
@@ -123,14 +123,14 @@ template <int kSize, int kProducts>
   }
 }
 
-// Outputs that kProducts products can make: the last tile may want one of two.
+// Outputs of kProducts products: the last tile may have one output instead of two.
 template <int kSize, int kProducts>
 constexpr int kMade = kProducts == 1   ? 1
                       : kSize == 3     ? kProducts - 1
                       : kProducts == 3 ? 2
                                        : 1;
 
-// In two dimensions: m is [kH][kW] products, y [outputs_h][outputs_w].
+// The inverse transform in two dimensions: m is [kH][kW] products, y [outputs_h][outputs_w].
 template <int kSize, int kH, int kW>
 [[gnu::always_inline]] inline void finish_tile(const float* m, int64_t product,
                                                Vector (&y)[kMostOutputs][kMostProducts]) {
@@ -143,15 +143,15 @@ template <int kSize, int kH, int kW>
   for (int i = 0; i < kMade<kSize, kH>; ++i) finish_axis<kSize, kW>(y[i]);
 }
 
-// Where the tiles of a block write: the first output of each, of the first output_phases.
+// Where the tiles of a block write: the offset of each tile's first output in the first output
+// phases.
 struct Outputs {
   int64_t at[kTileCount];
-  int64_t output_phase_at;  // from there to this output_phase's
+  int64_t output_phase_at;  // from there to this output phase's
   int64_t step_h, step_w;
 };
 
-// How an output_phase's products, which lie in scratch as [kTileCount][kPanel] each, become
-// outputs.
+// How the products of an output phase, in scratch as [kTileCount][kPanel] each, become outputs.
 struct Inverse {
   int size;  // of F(size,2); 1: no transform
   int products_h, products_w, outputs_h, outputs_w;
@@ -165,7 +165,7 @@ inline void finish_vector(const Inverse& inverse, const Outputs& outputs, int64_
   for (int64_t row = 0; row < used; ++row) {
     Vector y[kMostOutputs][kMostProducts];
     finish_tile<kSize, kH, kW>(products + row * kPanel, product, y);
-    Moments tile;  // sums of sums: shorter chains round less
+    Moments tile;  // sums of sums: short chains round less
     const int64_t at = outputs.at[row] + outputs.output_phase_at;
     for (int i = 0; i < kMade<kSize, kH>; ++i) {
       if (i >= inverse.outputs_h) break;
@@ -183,7 +183,7 @@ inline void finish_vector(const Inverse& inverse, const Outputs& outputs, int64_
 template <int value>
 struct Constant {};
 
-// Calls with(Constant<products>) for the one of the counts that an output_phase may have.
+// Calls with(Constant<products>) for the number of products that an output phase has.
 template <int kSize, typename With>
 inline void with_products(int products, With with) {
   if (products == 1) with(Constant<1>{});
@@ -216,7 +216,7 @@ inline void finish_output_phase(const Inverse& inverse, const Outputs& outputs, 
   if (inverse.size == 3) finish_sized<3>(inverse, outputs, used, products, write, moments);
 }
 
-// Adds a vector's sums to the channels' own.
+// Adds a vector's sums to those of the channels.
 inline void add_moments(const Moments& moments, int count, double* first, double* second) {
   float firsts[kWidth], seconds[kWidth];
   store(firsts, moments.first);
@@ -227,7 +227,7 @@ inline void add_moments(const Moments& moments, int count, double* first, double
   }
 }
 
-// Sum and sum of squares about `mean` of what a block has stored, of one vector of channels.
+// Sum and sum of squares about `mean` of the stored values of a block, for one vector of channels.
 template <typename T>
 inline Moments moments_about(Vector mean, const Outputs& outputs, int64_t used, int outputs_h,
                              int outputs_w, const T* out, int count) {

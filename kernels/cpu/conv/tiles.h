@@ -1,8 +1,8 @@
-// How an axis of a convolution falls into tiles, and a convolution into passes over them.
+// Splits an axis of a convolution into tiles, and a convolution into passes over them.
 //
-// A tile reads `patch` positions of the input's axis, which become `values` transformed ones; an
-// output_phase is some products over these whose inverse transform (finish_axis) gives outputs. In
-// two dimensions everything is an outer product of two axes.
+// A tile reads `patch` positions of the input's axis and transforms them to `values` values; an
+// output phase is a set of products of these whose inverse transform (finish_axis) gives outputs.
+// Two dimensions are an outer product of two axes.
 #pragma once
 
 #include "geometry.h"
@@ -21,7 +21,7 @@ enum class Transform {
   gathered,  // the taps of few channels, side by side, are the one value
 };
 
-// Products and outputs of an output_phase, at most.
+// The largest numbers of products and outputs of an output phase.
 constexpr int kMostProducts = 4, kMostOutputs = 3;
 
 // A sum of transformed values times rows of the packed weight.
@@ -62,8 +62,8 @@ struct Variants {
   Axis axes[kMaxKernel];
 };
 
-// F(size,2) of dgrad. A tile has the inputs x0 to x(size-1) and makes 2 size outputs of them and of
-// their neighbours; an output_phase makes the even ones, another the odd ones.
+// F(size,2) of dgrad. A tile has the inputs x0 to x(size-1) and computes 2 size outputs from them
+// and their neighbours; one output phase has the even outputs, another the odd ones.
 //
 // size 2: a = (x-1 - x0, x0, x0 - x1, x1, x1 - x2)
 //   even m = (a0 w3, a1 (w1 + w3), a2 w1), odd m = (a2 w2, a3 (w2 + w0), a4 w0)
@@ -73,9 +73,9 @@ struct Variants {
 //   odd m = (-a3 w2, a4 (w2 + w0)/2, a5 (w2 - w0)/2, a6 w0)
 //   y = (m0 + m1 + m2, m1 - m2, m1 + m2 + m3)
 //
-// The last tile wants fewer outputs, if size does not divide the axis, and inputs beyond the axis
-// are 0: products that would be thrown away, or are 0, are left out. Where F(3,2) is to make one
-// output, a0 = x-1 and a1 = x0, so that y0 = a0 w3 + a1 w1 is direct.
+// If size does not divide the axis, the last tile has fewer outputs, and inputs beyond the axis are
+// 0: products that are unused or 0 are omitted. Where F(3,2) has one output, a0 = x-1 and a1 = x0,
+// so that y0 = a0 w3 + a1 w1 is computed directly.
 inline Variants winograd_up(int64_t small, int size) {
   Variants variants = {};
   const int rest = static_cast<int>(small % size);
@@ -154,7 +154,7 @@ inline Variants winograd_down(int64_t small, int size) {
 
 inline int64_t floor_mod(int64_t a, int64_t b) { return ((a % b) + b) % b; }
 
-// A tile is one output of a phase: those outputs whose taps are the same.
+// A tile is one output of a phase; a phase is the set of outputs that have the same taps.
 inline Variants direct_up(int64_t large, int64_t kernel, int64_t stride, int64_t pad) {
   Variants variants = {};
   for (int64_t phase = 0; phase < stride && phase < large; ++phase) {
@@ -198,7 +198,7 @@ inline Variants im2col_down(int64_t small, int64_t kernel, int64_t stride, int64
   return variants;
 }
 
-// A convolution as passes over its tiles, one for each pair of axis variants.
+// A convolution as passes over its tiles, one pass for each pair of axis variants.
 struct Tiling {
   Transform transform;
   int size;  // of F(size,2); 1: no transform
@@ -221,7 +221,7 @@ struct Tiling {
     return sum;
   }
   int64_t panels() const { return divide_up(out_c, kPanel); }
-  // Where blocks are few, the output's channels are split too.
+  // If there are few blocks, the output's channels are split too.
   int64_t splits() const {
     const int64_t wanted = divide_up(32, larger(1, all_blocks()));
     return smaller(wanted, panels());

@@ -14,13 +14,13 @@ struct Outer {
 
 constexpr int kMostOuters = kMaxKernel * kMaxKernel;
 
-// Transformed gradients of an axis: its output_phases' products.
+// The number of transformed gradients of an axis: the products of its output phases.
 int64_t products_of(const Axis& axis) {
   return axis.output_phase[0].products +
          (axis.output_phases == 2 ? axis.output_phase[1].products : 0);
 }
 
-// visit(value, product, packed) for the terms of an axis.
+// Calls visit(value, product, packed) for the terms of an axis.
 template <typename Visit>
 void each_term(const Axis& axis, Visit visit) {
   int product = 0;
@@ -45,8 +45,8 @@ int find_outers(const Tiling& t, int64_t pass, Outer* outers) {
   return count;
 }
 
-// The adjoint of finish_axis: outputs' gradients to products' gradients; outputs that the last tile
-// does not have are 0.
+// The adjoint of finish_axis: from the outputs' gradients to the products' gradients; outputs that
+// the last tile lacks are 0.
 template <int kSize, int kProducts>
 [[gnu::always_inline]] inline void spread_axis(Vector (&m)[kMostProducts]) {
   if constexpr (kSize == 2 && kProducts > 1) {
@@ -61,12 +61,12 @@ template <int kSize, int kProducts>
   }
 }
 
-// How the tiles of one output_phase read the large image.
+// How the tiles of one output phase read the large image.
 struct Reading {
   const Tiling& t;
   const Axis &h, &w;
   const OutputPhase &output_phase_h, &output_phase_w;
-  int64_t product, products_w;  // the output_phase's first product, and those of a row
+  int64_t product, products_w;  // the output phase's first product, and those of a row
   int64_t size;                 // of a transformed gradient
 };
 
@@ -114,7 +114,7 @@ void spread_sized(const Reading& r, const Read& prologue, const Cursor& at, int6
   });
 }
 
-// Tiles [first, first + used) of the large image, into the rows from 0 on.
+// Loads tiles [first, first + used) of the large image into the rows from 0 on.
 template <typename T>
 void spread_block(const Tiling& t, int64_t pass, const Prologue& prologue, int64_t first,
                   int64_t used, float* values, Guard* guard) {
@@ -144,8 +144,8 @@ void spread_block(const Tiling& t, int64_t pass, const Prologue& prologue, int64
   });
 }
 
-// The form for few channels: the small image's pixels as they are, against all taps' channels of
-// the large one side by side.
+// The algorithm for few channels: multiplies the small image's pixels by all taps' channels of the
+// large image, side by side.
 template <typename T>
 void load_few(const Tiling& t, const WgradCall& call, int64_t first, int64_t used,
               float* small_values, float* large_values, Guard* guard) {
@@ -191,7 +191,7 @@ void load_chunk(const WgradCall& call, const WgradChunk& chunk, int64_t begin, i
   if (guard.refuses()) __atomic_store_n(call.refused, 1, __ATOMIC_RELAXED);
 }
 
-// The adjoint of combine_taps: sums u of the combinations to the gradients of the taps.
+// The adjoint of combine_taps: from the sums u of the combinations to the gradients of the taps.
 template <int kSize>
 [[gnu::always_inline]] inline void separate_taps(const Vector* u, Vector* w, int stride) {
   const Vector half = broadcast(0.5f);
@@ -221,8 +221,8 @@ inline void separate(const float* sums, int64_t matrix, Vector* taps) {
   for (int i = 0; i < 4; ++i) separate_taps<kSize>(rows[i], taps + i * 4, 1);
 }
 
-// Where the gradient of the taps of one row's channels goes: the weight's order is
-// [channels][taps], or [taps][channels].
+// Writes the gradient of the taps of one row's channels in the weight's order, [channels][taps] or
+// [taps][channels].
 template <typename T>
 struct TapsOut {
   // A vector of channels from c on, `count` of which exist.
@@ -292,8 +292,8 @@ void finish(const WgradCall& call, T* grad_weight, bool pixels, int64_t begin, i
   }
 }
 
-// Bytes of a chunk's transformed images: as much as stays near, or more where the sums, which every
-// chunk reads and writes, are larger.
+// Bytes of a chunk's transformed images: what fits in the cache, or more where the sums, which
+// every chunk reads and writes, are larger.
 constexpr int64_t kChunkFloats = 1 << 20;
 
 }  // namespace

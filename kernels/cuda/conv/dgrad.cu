@@ -1,6 +1,7 @@
-// By phase: the pixels of the large image that leave the same remainder by the stride meet the same
-// taps, and read the small image as a convolution of stride 1 does. A row of the product is such a
-// pixel, a column one of its channels; summed are the phase's taps' channels of the small image.
+// dgrad by phases. A phase is the set of pixels of the large image with the same remainder by the
+// stride: they meet the same taps, and read the small image as a convolution of stride 1 does. A
+// row of the matrix product is such a pixel, a column is one of its channels; the sum is over the
+// phase's taps and the channels of the small image.
 #include "dgrad.h"
 
 #include "dgrad_few.h"
@@ -11,7 +12,7 @@
 namespace genimg::cuda {
 namespace {
 
-// Along one axis: pixels remainder + stride * i, for i in [0, pixels), meet taps
+// A phase along one axis: pixels remainder + stride * i, for i in [0, pixels), meet taps
 // first + stride * t of pixels i + shift - t of the small image.
 struct Phase {
   int remainder, pixels, first, taps, shift;
@@ -100,11 +101,11 @@ __global__ void __launch_bounds__(Config::template Product<false, true>::kThread
   const Phase h(static_cast<int>(phase) / g.stride_w, g.stride_h, g.pad_h, g.kernel_h, g.large_h);
   const Phase w(static_cast<int>(phase) % g.stride_w, g.stride_w, g.pad_w, g.kernel_w, g.large_w);
   const int64_t rows = g.batch * h.pixels * w.pixels;
-  // The first phases have the most pixels. Where the blocks wait for the last one, all arrive.
+  // The first phases have the most pixels. If the blocks count arrivals, every block must arrive.
   const bool has_rows = first_row < rows, waits = kFused && epilogue.sums.scratch != nullptr;
   if (!has_rows && !waits) return;
 
-  // Without taps nothing is loaded, and there is no number that a digit could count to.
+  // A phase without taps loads nothing, and its digits have no radix.
   Product product;
   const int64_t depth = static_cast<int64_t>(h.taps) * w.taps * g.small_c;
   if (depth > 0 && has_rows) {
@@ -135,8 +136,8 @@ __global__ void __launch_bounds__(Config::template Product<false, true>::kThread
   }
 }
 
-// One pixel meets every tap once, whatever the stride: in phases of their own, no other tap is
-// tried in vain.
+// One pixel meets every tap once, whatever the stride. With this stride each tap has a phase of its
+// own, and no block visits taps that miss the image.
 ConvGeometry separated(ConvGeometry g) {
   constexpr int kMaxPhases = 32;
   if (g.small_h == 1 && g.large_h <= kMaxPhases) g.stride_h = g.large_h;
@@ -180,7 +181,7 @@ cudaError_t launch_conv_dgrad(const ConvGeometry& geometry, const T* small, cons
                               ConvTile tile, ConvPrecision precision, cudaStream_t stream) {
   const bool plain = prologue.kind == ConvPrologue::kNone && is_plain(epilogue);
   if constexpr (sizeof(T) == 2) {
-    // kAuto is not kHalo, on Hopper either, until that has run on a GPU.
+    // kAuto does not select kHalo, not even on Hopper, until it has run on a GPU.
     if (tile == ConvTile::kHalo &&
         conv_sm90_dgrad_serves(geometry, small, weight, large, prologue, !plain)) {
       return launch_conv_sm90_dgrad(geometry, small, weight, large, prologue, epilogue, !plain,

@@ -1,7 +1,8 @@
-// Every pixel of the small image is multiplied once by the weight of all taps: a row of the product
-// is such a pixel, a column a tap's channel. A block has the pixels that a patch of the large image
-// meets, and each of the patch's values is the sum of those that its taps left in shared memory.
-// Phase by phase, the columns of a matrix product would hold three channels and be padded to eight.
+// dgrad to few channels. Every pixel of the small image is multiplied once by the weight of all
+// taps: a row of the matrix product is such a pixel, a column is a channel of a tap. A block has
+// the pixels that a patch of the large image meets; each value of the patch is the sum of the
+// products of its taps in shared memory. By phases, the columns of a product would be three
+// channels, padded to eight.
 #include "dgrad_few.h"
 
 #include "gather.h"
@@ -10,8 +11,8 @@
 namespace genimg::cuda {
 namespace {
 
-// Along one axis: a patch's size in the large image, how many there are, and the pixels of the
-// small image that one meets.
+// The patches along one axis: their size in the large image, their number, and the pixels of the
+// small image that one patch meets.
 struct Patches {
   int size, count, met;
 };
@@ -70,7 +71,7 @@ struct FewLoader {
   }
 };
 
-// The first pixel of the small image that pixel `first` of the large one meets: rounded up.
+// The first pixel of the small image that pixel `first` of the large image meets, rounded up.
 __device__ __forceinline__ int first_met(int first, int stride, int pad, int kernel) {
   const int above = first + pad - kernel + 1;
   return above >= 0 ? (above + stride - 1) / stride : -(-above / stride);
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(Config::template Product<false, true>::kThread
 
 constexpr int kSide = 11;  // pixels that a patch meets along an axis: 121 of the product's 128 rows
 
-// The patches of an axis, no larger than they need be; size 0 where none fits.
+// The patches of an axis, no larger than needed; size 0 if none fits.
 Patches patches_of(int size, int kernel, int stride) {
   const int largest = ((kSide - 1) * stride - (kernel - 1) + 1) / stride * stride;
   if (largest < stride) return {0, 0, 0};

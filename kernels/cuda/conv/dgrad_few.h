@@ -6,7 +6,7 @@
 
 namespace genimg::cuda {
 
-// Whether all taps' channels fit beside each other, and a block's pixels into one product.
+// Whether the channels of all taps fit side by side, and a block's pixels fit into one product.
 bool conv_dgrad_few_serves(const ConvGeometry& geometry);
 
 // T is __half or __nv_bfloat16; the epilogue is plain.

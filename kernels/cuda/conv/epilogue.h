@@ -1,4 +1,4 @@
-// What happens to a result before it is stored.
+// Epilogues: bias, activation and gate, applied to a result before it is stored.
 #pragma once
 
 #include "prologue.h"
@@ -19,8 +19,8 @@ __device__ __forceinline__ float activate(float value, Activation activation, fl
   }
 }
 
-// An epilogue: what happens to neighbouring values of a row, the first of them at `column` of the
-// row at `offset`, before they are stored. Those from `columns` on are not stored.
+// An epilogue changes neighbouring values of a row before they are stored; the first is at `column`
+// of the row at `offset`. Values from `columns` on are not stored.
 struct BiasActivation {
   static constexpr bool kSums = false;
   ConvEpilogue given;
@@ -42,7 +42,7 @@ struct BiasActivation {
   }
 };
 
-// Any of ConvEpilogue's.
+// Every epilogue that ConvEpilogue describes.
 template <typename T>
 struct AnyEpilogue {
   static constexpr bool kSums = true;

@@ -1,4 +1,4 @@
-// What is made of a channel's sums, once all of them are there.
+// The last step of a channel's sums: statistics of a batch norm, or gradients of its parameters.
 #pragma once
 
 #include "../simt/simt.h"
@@ -6,7 +6,7 @@
 
 namespace genimg::cuda {
 
-// From the mean, and the sum of squares about it.
+// Computes the statistics from the mean and the sum of squares about it.
 __device__ __forceinline__ void finish_statistics(const ConvStatistics& to, int64_t c, float count,
                                                   float mean, float squares) {
   const float rstd = 1 / sqrtf(squares / count + to.eps);
@@ -18,7 +18,7 @@ __device__ __forceinline__ void finish_statistics(const ConvStatistics& to, int6
   to.shift[c] = to.beta == nullptr ? 0 : to.beta[c];
 }
 
-// From the sum of dz, and that of dz * (y - mean).
+// Computes the gradients from the sum of dz and that of dz * (y - mean).
 __device__ __forceinline__ void finish_grads(const ConvNormGrads& to, int64_t c, float count,
                                              float sum, float weighted) {
   if (to.norm == NormKind::kNone) {
@@ -27,7 +27,7 @@ __device__ __forceinline__ void finish_grads(const ConvNormGrads& to, int64_t c,
   }
   const bool batch = to.norm == NormKind::kBatch;
   const float rstd = to.rstd[c], scale = to.scale[c];
-  // A batch's mean takes the bias away.
+  // Subtracting the batch's mean cancels the bias.
   if (to.bias != nullptr) to.bias[c] = batch ? 0 : scale * sum;
   if (to.gamma != nullptr) to.gamma[c] = weighted * rstd;
   if (to.beta != nullptr) to.beta[c] = sum;

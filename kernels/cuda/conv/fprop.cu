@@ -1,5 +1,5 @@
-// A row of the product is a pixel of the small image, a column one of its channels; summed are the
-// taps' channels of the large image.
+// fprop: a row of the matrix product is a pixel of the small image, a column is one of its
+// channels; the sum is over the taps and the channels of the large image.
 #include "fprop.h"
 
 #include "gather.h"
@@ -124,7 +124,7 @@ cudaError_t launch_conv_fprop(const ConvGeometry& geometry, const T* large, cons
                               ConvTile tile, ConvPrecision precision, cudaStream_t stream) {
   const bool plain = prologue.kind == ConvPrologue::kNone && is_plain(epilogue);
   if constexpr (sizeof(T) == 2) {
-    // kAuto is not kHalo, on Hopper either, until that has run on a GPU.
+    // kAuto does not select kHalo, not even on Hopper, until it has run on a GPU.
     if (tile == ConvTile::kHalo &&
         conv_sm90_fprop_serves(geometry, large, weight, small, prologue, !plain)) {
       return launch_conv_sm90_fprop(geometry, large, weight, small, prologue, epilogue, !plain,

@@ -1,4 +1,4 @@
-// Where the elements of the operands lie. Filler in conv_tile.h says what a source is.
+// Sources: where the elements of the operands are in memory. Filler in tile.h defines a source.
 #pragma once
 
 #include "mixed_radix.h"
@@ -23,8 +23,8 @@ struct MatrixSource {
   }
 };
 
-// An image as the pixels of the other one read it: a row is a pixel, a column one of its taps'
-// channels. Going along the taps means going forth in the image (fprop) or back (dgrad).
+// An image as the pixels of the other image read it: a row is a pixel, a column is a channel of one
+// of its taps. Successive taps go forward in the image (fprop) or backward (dgrad).
 template <typename T, int kPasses, bool kForth>
 struct TapSource {
   using Cursor = Digits;
@@ -32,7 +32,7 @@ struct TapSource {
   int height, width, taps_h;
   Radix taps;  // channels, taps_w
   const T* image[kPasses];
-  int y[kPasses], x[kPasses];  // where the first tap lies
+  int y[kPasses], x[kPasses];  // of the first tap
   Digits tap;                  // of this thread's first column
 
   __device__ __forceinline__ void set_row(int pass, int64_t batch, const Digits& pixel, int top,
@@ -57,7 +57,8 @@ struct TapSource {
   }
 };
 
-// dgrad's weight: a row is a tap's channel of the small image, a column one of the large image's.
+// dgrad's weight: a row is a tap and a channel of the small image, a column is a channel of the
+// large image.
 template <typename T, int kPasses>
 struct PhaseWeightSource {
   using Cursor = int;
@@ -80,7 +81,7 @@ struct PhaseWeightSource {
   }
 };
 
-// wgrad's large image: a row is a pixel of the small image, a column a tap's channel.
+// wgrad's large image: a row is a pixel of the small image, a column is a channel of a tap.
 template <typename T, int kPasses>
 struct PatchSource {
   using Cursor = Digits;

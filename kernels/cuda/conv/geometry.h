@@ -4,7 +4,7 @@
 //
 // Pixel i of the small image and pixel stride * i - pad + k of the large one meet in tap k. fprop
 // goes from large to small, dgrad from small to large (a transposed convolution's forward), wgrad
-// makes the weight's gradient from both. Images are dense NHWC, the weight is
+// computes the weight's gradient from both. Images are dense NHWC, the weight is
 // [small_c, kernel_h, kernel_w, large_c]: a channels_last tensor, which all three read as it is.
 // T is float, __half or __nv_bfloat16; sums are float.
 #pragma once
@@ -23,32 +23,32 @@ struct ConvGeometry {
 
 enum class Activation { kNone, kLeakyRelu, kTanh, kSigmoid };
 
-// Whose statistics a norm takes: the batch's, or the running ones.
+// The statistics that a norm uses: those of the batch, or the running ones.
 enum class NormKind { kNone, kBatch, kRunning };
 
-// A batch norm, an array of a float a channel each: z = (y - mean) * scale + shift.
+// A batch norm z = (y - mean) * scale + shift; each array has one float per channel.
 struct ConvNorm {
   const float *mean = nullptr, *scale = nullptr, *shift = nullptr;
 };
 
-// What is made of the statistics of a result: mean, 1 / sqrt(variance + eps), the unbiased
-// variance, and gamma * rstd and beta, where null stands for 1 and 0.
+// Outputs that are computed from the statistics of a result: mean, rstd = 1 / sqrt(variance + eps),
+// the unbiased variance, and gamma * rstd and beta, where null stands for 1 and 0.
 struct ConvStatistics {
   float eps = 0;
   const float *gamma = nullptr, *beta = nullptr;
   float *mean = nullptr, *rstd = nullptr, *var = nullptr, *scale = nullptr, *shift = nullptr;
 };
 
-// What is made of the sums behind a gate, S1 of dz and S2 of dz * (y - mean); null for what is not
-// wanted. From `slope` and `shift` the gradient goes on through the statistics of a batch:
-// dy = dz * scale + (y - mean) * slope + shift.
+// Outputs that are computed from the sums of a gate, S1 of dz and S2 of dz * (y - mean); null for
+// those that are not needed. `slope` and `shift` carry the gradient through the statistics of a
+// batch: dy = dz * scale + (y - mean) * slope + shift.
 struct ConvNormGrads {
   NormKind norm = NormKind::kNone;
   const float *rstd = nullptr, *scale = nullptr;
   float *bias = nullptr, *gamma = nullptr, *beta = nullptr, *slope = nullptr, *shift = nullptr;
 };
 
-// Sums over a result's channels, of what is stored.
+// Sums of the stored values of each channel of a result.
 struct ConvSums {
   float* scratch = nullptr;        // null for no sums
   unsigned* tickets = nullptr;     // 0 before and after
@@ -56,14 +56,14 @@ struct ConvSums {
   ConvNormGrads grads = {};        // with one
 };
 
-// What the sums of a launcher need.
+// Sizes of the workspace that the sums of a launcher need.
 struct ConvSumsWorkspace {
   int64_t floats, tickets;
 };
 
 // out = activation(value + bias) * (z > 0 ? 1 : gate_slope), z = (y - mean) * scale + shift, where
-// y is laid out as the result is; without a mean z = y. bias is a float a channel, or null; without
-// gate_y there is no gate.
+// y is laid out as the result is; without a mean z = y. bias has one float per channel, or is null;
+// without gate_y there is no gate.
 struct ConvEpilogue {
   const float* bias = nullptr;
   Activation activation = Activation::kNone;
@@ -78,7 +78,7 @@ inline bool is_plain(const ConvEpilogue& epilogue) {
   return epilogue.gate_y == nullptr && epilogue.sums.scratch == nullptr;
 }
 
-// How an operand is read. Arrays are a float a channel.
+// How an operand is read. Arrays have one float per channel.
 struct ConvPrologue {
   enum Kind {
     kNone,         // x
@@ -91,11 +91,11 @@ struct ConvPrologue {
   float negative_slope = 0;
 };
 
-// Rows and columns of the product that a block works on. kHalo is the kernel for Hopper of
-// fprop or dgrad, where it serves, and kAuto elsewhere.
+// Rows and columns of the product that a block computes. kHalo is the kernel for Hopper of fprop or
+// dgrad where it supports the geometry, and kAuto elsewhere.
 enum class ConvTile { kAuto, k64x16, k64x64, k128x64, k128x128, kHalo };
 
-// How float is multiplied; sums are float anyhow.
+// How float is multiplied; sums are always float.
 enum class ConvPrecision { kFloat, kTf32 };
 
 }  // namespace genimg::cuda

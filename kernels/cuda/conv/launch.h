@@ -1,12 +1,12 @@
-// What the launchers of the convolutions share: which tile, which loads, how many blocks.
+// Shared by the launchers of the convolutions: selection of tile, loads and number of blocks.
 #pragma once
 
 #include "mainloop.h"
 
 namespace genimg::cuda {
 
-// A block's threads per row and column of tiles; a fixed choice, so that results are the same on
-// every GPU. Large tiles want as many blocks as a large GPU has multiprocessors.
+// Large tiles are selected from this many blocks on, the multiprocessors of a large GPU. It is a
+// constant, so that results are the same on every GPU.
 constexpr int64_t kManyBlocks = 132;
 
 template <typename T>
@@ -22,12 +22,12 @@ ConvTile choose_tile(ConvTile asked, int64_t rows, int64_t columns, int64_t prod
     if (columns > 64 && blocks(128, 128) >= kManyBlocks) asked = ConvTile::k128x128;
   }
   if (fused && asked != ConvTile::k128x128) return ConvTile::k64x64;
-  // Narrow loads bound the speed, so that large tiles would gain nothing.
+  // Narrow loads limit the speed, so that large tiles would gain nothing.
   return wide || asked == ConvTile::k64x16 ? asked : ConvTile::k64x64;
 }
 
-// run(config, wide) for the tile and the loads. With kTwoTiles only the tiles are built that fused
-// kernels and wgrad have.
+// Calls run(config, wide) for the tile and the loads. With kTwoTiles, only the tiles of fused
+// kernels and of wgrad are compiled.
 template <typename T, bool kTwoTiles, typename Run>
 cudaError_t with_tile(ConvTile tile, ConvPrecision precision, bool wide, Run run) {
   if constexpr (sizeof(T) == 4) {
@@ -53,7 +53,7 @@ cudaError_t with_tile(ConvTile tile, ConvPrecision precision, bool wide, Run run
   return wide ? run(Config{}, std::true_type{}) : run(Config{}, std::false_type{});
 }
 
-// Bytes of dynamic shared memory: the stages, or the result that takes their place.
+// Bytes of dynamic shared memory: the stages, or the result that replaces them.
 template <typename T, typename Config, typename Product>
 constexpr size_t shared_bytes() {
   constexpr size_t stage = sizeof(T) * (Product::A::kElements + Product::B::kElements);
@@ -61,7 +61,7 @@ constexpr size_t shared_bytes() {
   return Config::kStages * stage > result ? Config::kStages * stage : result;
 }
 
-// The grid of so many blocks, or false: they are too many.
+// Sets the grid to `blocks` blocks; returns false if they are too many.
 inline bool grid_of(int64_t blocks, dim3* grid) {
   if (blocks > 0x7fffffff) return false;
   *grid = dim3(static_cast<unsigned>(blocks));

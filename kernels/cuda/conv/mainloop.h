@@ -1,4 +1,4 @@
-// The loop over a block's stages in shared memory, and the way of its result to memory.
+// The loop over a block's stages in shared memory, and the output of its result.
 #pragma once
 
 #include "mma.h"
@@ -6,19 +6,19 @@
 
 namespace genimg::cuda {
 
-// Blocks that a multiprocessor is to hold. Where they are not named, ptxas bounds the registers by
-// a guess of its own, and spills.
+// Resident blocks per multiprocessor. Without this number ptxas limits the registers by a guess,
+// and spills.
 template <typename Config, bool kFused>
 constexpr int kResident = Config::kM * Config::kN == 128 * 128 && !kFused ? 2 : 1;
 
-// Plain kernels copy their operands and add a bias; fused ones have every prologue and epilogue.
+// Plain kernels copy their operands and add a bias; fused kernels have every prologue and epilogue.
 template <typename T, bool kFused>
 using Prologue = std::conditional_t<kFused, AnyPrologue<T>, NoPrologue<T>>;
 template <typename T, bool kFused>
 using Epilogue = std::conditional_t<kFused, AnyEpilogue<T>, BiasActivation>;
 
-// Adds up `steps` products. Loader: fetch(a, b) begins to fill the tiles of the next step, in
-// order, and deposit(a, b) ends it; the copies of kStages - 1 steps are under way at a time.
+// Sums `steps` products. Loader::fetch(a, b) starts to fill the tiles of the next step, in order,
+// and deposit(a, b) finishes; the copies of kStages - 1 steps are in flight at a time.
 template <int kStages, typename T, typename Product, typename Loader>
 __device__ __forceinline__ void multiply(T* shared, Product& product, Loader& loader,
                                          int64_t steps) {
@@ -39,7 +39,7 @@ __device__ __forceinline__ void multiply(T* shared, Product& product, Loader& lo
   int current = 0, ahead = kStages - 1;
   for (int64_t step = 0; step < steps; ++step) {
     simt::cp_async_wait<kStages - 2>();
-    // The tiles of this step are there for every thread, and those of the last one are free.
+    // The tiles of this step are visible to every thread, and those of the last step are free.
     __syncthreads();
     const bool more = step + kStages - 1 < steps;
     if (more) loader.fetch(a_of(ahead), b_of(ahead));
@@ -49,10 +49,10 @@ __device__ __forceinline__ void multiply(T* shared, Product& product, Loader& lo
     current = current + 1 == kStages ? 0 : current + 1;
     ahead = ahead + 1 == kStages ? 0 : ahead + 1;
   }
-  // Only empty groups are left.
+  // Only empty groups remain.
 }
 
-// Puts the product into shared memory, where the stages were, so that whole rows can be written.
+// Writes the product to shared memory, in place of the stages, so that whole rows can be stored.
 template <typename Result, typename Product>
 __device__ __forceinline__ void stage_result(Result result, const Product& product) {
   __syncthreads();  // the last step's tiles have been read
@@ -62,7 +62,7 @@ __device__ __forceinline__ void stage_result(Result result, const Product& produ
   __syncthreads();
 }
 
-// Writes the staged rows to where offset_of(row) says, a negative offset being nowhere.
+// Writes the staged rows to offset_of(row); a row with a negative offset is not written.
 template <int kThreads, bool kWide, typename Result, typename T, typename Finish, typename Offset>
 __device__ __forceinline__ void write_result(Result result, T* to, int64_t first_column,
                                              int64_t columns, const Finish& finish,

@@ -1,5 +1,5 @@
-// Numbers of mixed radix: the column, row and image of a pixel, or the channel, column and row of a
-// tap, which a loop advances without dividing.
+// Mixed-radix numbers: the column, row and image of a pixel, or the channel, column and row of a
+// tap. A loop increments them without dividing.
 #pragma once
 
 #include "../simt/simt.h"

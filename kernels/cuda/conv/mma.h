@@ -209,7 +209,7 @@ class FloatProduct {
   float sums_[kRows][kColumns] = {};
 };
 
-// The product of a tile's name: TileConfig<T, ConvTile::k64x64>::Product<a by k, b by k>.
+// The product of a tile by its name: TileConfig<T, ConvTile::k64x64>::Product<a by k, b by k>.
 template <typename T, ConvTile kTile>
 struct TileConfig;
 

@@ -1,4 +1,5 @@
-// What happens to an operand on its way to shared memory. The padding around an image stays 0.
+// Prologues: norm, activation and norm gradient, applied to an operand on its way to shared memory.
+// The padding around an image stays 0.
 #pragma once
 
 #include "../leaky.h"
@@ -7,7 +8,7 @@
 
 namespace genimg::cuda {
 
-// Neighbouring floats of an array per channel, which is aligned where kLanes are more than one.
+// Reads neighbouring floats of a per-channel array, which is aligned if kLanes is more than one.
 template <int kLanes>
 __device__ __forceinline__ void load_channels(float (&to)[kLanes], const float* from) {
   if constexpr (kLanes % 4 == 0) {
@@ -25,7 +26,7 @@ __device__ __forceinline__ void load_channels(float (&to)[kLanes], const float* 
   }
 }
 
-// Neighbouring elements as floats: one, or as many as a vector has.
+// Reads neighbouring elements as floats: one, or as many as a vector has.
 template <int kLanes, typename T>
 __device__ __forceinline__ void load_elements(float (&to)[kLanes], const T* from) {
   if constexpr (kLanes == Vector<T>::kSize) {
@@ -38,7 +39,7 @@ __device__ __forceinline__ void load_elements(float (&to)[kLanes], const T* from
   }
 }
 
-// Nothing: whole chunks can go by cp.async.
+// No prologue: whole chunks can be copied by cp.async.
 template <typename T>
 struct NoPrologue {
   static constexpr bool kCopies = true;
@@ -47,14 +48,14 @@ struct NoPrologue {
   __device__ __forceinline__ void operator()(T (&)[kLanes], int64_t, int) const {}
 };
 
-// Any of ConvPrologue's: the same branch for every thread.
+// Every prologue that ConvPrologue describes; all threads take the same branch.
 template <typename T>
 struct AnyPrologue {
   static constexpr bool kCopies = false;
   ConvPrologue given;
   __device__ explicit AnyPrologue(const ConvPrologue& prologue) : given(prologue) {}
 
-  // values are elements of the image from `offset` on, of channels from c on.
+  // `values` are elements of the image from `offset` on, of channels from c on.
   template <int kLanes>
   __device__ __forceinline__ void operator()(T (&values)[kLanes], int64_t offset, int c) const {
     if (given.kind == ConvPrologue::kNone) return;
@@ -85,7 +86,7 @@ struct AnyPrologue {
   }
 };
 
-// Whether vectors of a prologue's arrays can be read.
+// Whether a prologue's arrays are aligned for vectors.
 inline bool are_aligned(const ConvPrologue& p) {
   return are_aligned(p.y, p.mean, p.scale, p.shift, p.slope);
 }

@@ -1,8 +1,9 @@
-// The sums over the channels of what a grid of tiles has stored.
+// Sums, per channel, of the values that a grid of tiles has stored.
 //
-// A block leaves the sums of its tile as a row in memory. The last block of a bundle of tiles to
-// come adds up their rows in order, and the last bundle those of all: chance decides who adds, not
-// what, and nobody adds up more than about the square root of the tiles.
+// A block writes the sums of its tile as a row in memory. The last block of a bundle of tiles adds
+// the rows of the bundle in order, and the last bundle adds those of all bundles. Which block is
+// last may vary; the order of summation does not. No block adds more rows than about the square
+// root of the number of tiles.
 #pragma once
 
 #include "epilogue.h"
@@ -13,15 +14,14 @@ namespace genimg::cuda {
 constexpr int64_t kBundle = 64;                           // tiles
 constexpr int64_t kSummedRows = 64, kSummedColumns = 64;  // of a tile, at least
 
-// Room for the sums of so many tiles, one below the other.
+// The workspace for the sums of `tiles` tiles.
 inline ConvSumsWorkspace sums_workspace(int64_t tiles, int64_t columns) {
   const int64_t bundles = ceil_div(tiles, kBundle);
   return {4 * columns * (tiles + bundles), ceil_div(columns, kSummedColumns) * (1 + bundles)};
 }
 
-// Without a gate: count, a value of the data, the mean's distance from it, the sum of squares about
-// the mean. However large the values are, what is near is told apart. With a gate: count, nothing,
-// and two sums.
+// Without a gate: count, pivot (one of the values), mean minus pivot, and sum of squares about the
+// mean; the pivot keeps the digits of values far from 0. With a gate: count, unused, and two sums.
 struct ChannelSums {
   float count, pivot, first, second;
 };
@@ -31,7 +31,7 @@ __device__ __forceinline__ ChannelSums sums_of(float value) {
   return {1, pivot, value - pivot, 0};
 }
 
-// The sums of [begin, end), which get(i) has.
+// Combines the sums get(i) for i in [begin, end).
 template <typename Get>
 __device__ __forceinline__ ChannelSums combine(bool gated, int64_t begin, int64_t end, Get get) {
   ChannelSums all = {0, 0, 0, 0};
@@ -57,7 +57,8 @@ __device__ __forceinline__ ChannelSums combine(bool gated, int64_t begin, int64_
   return all;
 }
 
-// Whether this block is the last of `count` to come here: it sees what all of them have written.
+// Whether this block is the last of `count` to arrive; it then sees all that the others have
+// written.
 __device__ __forceinline__ bool is_last_of(int64_t count, unsigned* ticket) {
   SIMT_SHARED(unsigned, is_last, [1]);
   __syncthreads();
@@ -92,7 +93,7 @@ class ColumnSums {
   const int64_t channel;
   const bool inside;
 
-  // What the groups of threads have, in the first one's.
+  // Merges the sums of the groups of threads into those of the first group.
   __device__ __forceinline__ ChannelSums merge(const ChannelSums& own) const {
     SIMT_SHARED(ChannelSums, parts, [kGroups][kColumns]);
     parts[group()][column()] = own;
@@ -122,8 +123,8 @@ class ColumnSums {
   float* scratch_;
 };
 
-// The sums of the block's columns, whose `rows` first rows in shared memory hold what was stored.
-// It is tile number `piece` of `pieces`, in column `tile` of the tiles.
+// Adds the sums of the block's columns; the first `rows` rows in shared memory have the stored
+// values. The block is tile number `piece` of `pieces`, in column `tile` of the tiles.
 template <int kThreads, typename T, typename Result, typename Offset>
 __device__ __forceinline__ void add_sums(Result result, int rows, const ConvEpilogue& epilogue,
                                          int64_t first_column, int64_t columns, int tile,

@@ -1,8 +1,8 @@
-// What the kernels for kernel 4, stride 2, padding 1 on Hopper share. A block loads the pixels that
-// its taps read once, with a border, and takes them once through the prologue; tap by tap, fprop
-// would do so with a pixel four times, dgrad 16 times. A tap's shift is another start of the
-// operand, which wgmma takes at any pixel because a pixel's eight channels are 16 bytes and nothing
-// is swizzled.
+// Shared by the Hopper kernels for kernel 4, stride 2, padding 1. A block loads the pixels that its
+// taps read, with a border (the halo), once, and applies the prologue to them once; tap by tap,
+// fprop would load a pixel four times and dgrad 16 times. A tap's shift is another start of the
+// operand, which wgmma accepts at any pixel because a pixel's eight channels are 16 bytes and
+// nothing is swizzled.
 #pragma once
 
 #include "../simt/hopper.h"
@@ -10,7 +10,7 @@
 
 namespace genimg::cuda {
 
-// Whether a kernel that takes whole vectors by all 16 taps can have this.
+// Whether a kernel that reads whole vectors for all 16 taps supports the geometry.
 template <typename T>
 bool fits_halo(const ConvGeometry& g, const T* small, const T* weight, const T* large,
                const ConvPrologue& prologue) {
@@ -20,7 +20,7 @@ bool fits_halo(const ConvGeometry& g, const T* small, const T* weight, const T* 
          are_aligned(small, weight, large) && are_aligned(prologue);
 }
 
-// The weight's map: a load takes so many channels of each image, of one tap.
+// The weight's tensor map: a load takes a box of channels of each image, for one tap.
 template <typename T>
 cudaError_t make_tap_map(simt::TensorMap* map, const ConvGeometry& g, const T* weight,
                          uint32_t large_c, uint32_t small_c) {
@@ -33,9 +33,9 @@ cudaError_t make_tap_map(simt::TensorMap* map, const ConvGeometry& g, const T* w
                                      simt::Swizzle::k128});
 }
 
-// So many pixels of kDepth channels in shared memory: planes of eight channels, in which a pixel is
-// 16 bytes. The gap between them keeps eight threads' stores, to the planes of a pixel or of two,
-// in different banks.
+// The layout of pixels of kDepth channels in shared memory: planes of eight channels, in which a
+// pixel is 16 bytes. The gap between planes keeps the stores of eight threads, to the planes of one
+// or two pixels, in different banks.
 template <int kPixelCount, int kDepth>
 struct HaloLayout {
   static constexpr int kPixels = kPixelCount, kPlanes = kDepth / 8;
@@ -44,7 +44,7 @@ struct HaloLayout {
   static_assert(kPixels % (16 / kPlanes) == 0);
 };
 
-// Two stages, each with the weights, that TMA swizzles, and the halo of a step.
+// Two stages, each with the weights of a step, swizzled by TMA, and its halo.
 template <int kWeights, typename Layout>
 struct HaloStages {
   static constexpr int kCount = 2, kWeightBytes = kWeights;
@@ -64,14 +64,14 @@ struct HaloStages {
   }
 };
 
-// Where a pixel of the halo lies in each of up to four phases of the image: `offset` elements from
-// its beginning, and further by the phase's shift, unless its bit of `inside` is 0.
+// The place of a pixel of the halo in up to four phases of the image: `offset` elements from the
+// image's beginning plus the phase's shift; it is outside if the phase's bit of `inside` is 0.
 struct HaloPixel {
   int64_t offset;
   unsigned inside;
 };
 
-// What a step reads: a phase, and channels from `first` on.
+// The part of the image that a step reads: a phase, and channels from `first` on.
 struct HaloPart {
   int phase;
   int64_t shift;
@@ -106,7 +106,7 @@ class Halo {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
       if (!has(pass)) break;
-      // What lies outside stays 0.
+      // Pixels outside the image stay 0.
       if (is_inside(pass, part)) {
         prologue_(held_[pass].lane, offset(pass, part), part.first + plane() * 8);
       }
@@ -144,9 +144,9 @@ class Halo {
 
 #ifdef SIMT_HOPPER
 
-// Adds up the products of `steps` steps. part(step) is what the halo reads; load(to, barrier, step)
-// begins to fill a stage's weights by TMA; multiply(weights, halo) issues the products. Ends with
-// the stages free.
+// Sums the products of `steps` steps. part(step) is the HaloPart to read; load(to, barrier, step)
+// starts to fill a stage's weights by TMA; multiply(weights, halo) issues the products. On return
+// the stages are free.
 template <typename Stages, typename Halo, typename Sums, typename Part, typename Load,
           typename Multiply>
 __device__ __forceinline__ void multiply_halo(const Stages& stages, Halo& halo, Sums& sums,
@@ -181,13 +181,13 @@ __device__ __forceinline__ void multiply_halo(const Stages& stages, Halo& halo, 
       simt::fence_proxy_async();
     }
     simt::wgmma_wait<0>(sums);
-    __syncthreads();  // this stage has been read, and the next halo is there
+    __syncthreads();  // this stage has been read, and the next halo is visible
     if (step + Stages::kCount < steps) load_weights(step + Stages::kCount);
   }
 }
 
-// Puts a group's 64 rows of sums, as wgmma leaves them, into the result's row place(row), a
-// negative one being nowhere.
+// Writes a group's 64 rows of sums, in wgmma's layout, to row place(row) of the result; rows with a
+// negative place are not written.
 template <typename Result, int kSums, typename Place>
 __device__ __forceinline__ void stage_sums(Result result, const float (&sums)[kSums], Place place) {
   const int thread = static_cast<int>(threadIdx.x) % 128;

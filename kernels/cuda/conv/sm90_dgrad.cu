@@ -1,6 +1,6 @@
-// A block has 8 x 16 pixels of the small image and what becomes of them in all four phases, 16 x 32
-// pixels of the large one. Each phase reads the same pixels, shifted by one at most: they are
-// one halo, with a pixel more on each side.
+// dgrad on Hopper. A block reads 8 x 16 pixels of the small image and computes their 16 x 32 pixels
+// of the large image, in all four phases. Each phase reads the same pixels, shifted by one at most:
+// one halo, with one more pixel on each side.
 #include "sm90_dgrad.h"
 
 #include "sm90.h"
@@ -21,7 +21,7 @@ static_assert(Stages::kBytes >= sizeof(float) * Result::kElements);
 
 #ifdef SIMT_HOPPER
 
-// Of the block's pixels: the first one's row and column, in the small image, and the image.
+// The first of the block's pixels: image, row and column in the small image.
 struct Position {
   int64_t image;
   int y, x;
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kThreads), 1)
   SIMT_DYN_SHARED(unsigned char, raw);
   const Stages stages(raw);
   const int thread = static_cast<int>(threadIdx.x), group = thread / 128;
-  // Neighbouring blocks read the same pixels, for other channels.
+  // Neighbouring blocks read the same pixels for other channels.
   const unsigned tiles = (g.large_c + kColumns - 1) / kColumns;
   const unsigned across = (g.large_w + 2 * kWidth - 1) / (2 * kWidth);
   const unsigned down = (g.large_h + 2 * kHeight - 1) / (2 * kHeight);
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kThreads), 1)
                           blockIdx.x % tiles, piece, gridDim.x / tiles, offset_of);
   }
 #else
-  __trap();  // conv_sm90_dgrad_serves() has said no
+  __trap();  // conv_sm90_dgrad_serves() is false here
 #endif
 }
 
@@ -132,7 +132,8 @@ auto kernel_of(bool fused) {
 template <typename T>
 bool conv_sm90_dgrad_serves(const ConvGeometry& g, const T* small, const T* weight, const T* large,
                             const ConvPrologue& prologue, bool fused) {
-  // A block is one piece of the sums, for which there is room of one in 64 pixels of a phase.
+  // A block is one piece of the sums; the workspace has room for one piece per 64 pixels of a
+  // phase.
   const int64_t rows = g.batch * ceil_div(g.large_h, 2) * ceil_div(g.large_w, 2);
   const bool large_enough =
       g.small_h > 1 && g.small_w > 1 && (!fused || pieces_of(g) <= 4 * ceil_div(rows, kSummedRows));

@@ -1,10 +1,10 @@
-// The large image's pixels fall into four phases by the parity of row and column. Each meets four
-// taps, which are shifts by 0 or 1 along each axis there: a step takes one phase of the halo, 9 x 9
-// pixels for 8 x 8 of the small image, and the weights of its taps. A block has two such patches,
-// one for each group, neighbours in the image or the end of one and the beginning of the next: on a
-// map of 8 x 8, half of a tile of 8 x 16 would be idle, and elsewhere it would save but 6% of the
-// pixels. 128 columns, because m64n64k16 reads shared memory for as long as it multiplies; 64 where
-// there are no more.
+// fprop on Hopper. The large image has four phases by the parity of row and column. Each phase
+// meets four taps, which are shifts by 0 or 1 along each axis of the phase: a step reads one phase
+// of the halo, 9 x 9 pixels for 8 x 8 of the small image, and the weights of its taps. A block has
+// two such patches, one for each group, neighbours in the image or the end of one image and the
+// beginning of the next: in an image of 8 x 8, half of a tile of 8 x 16 would be idle, and
+// elsewhere it would save only 6% of the pixels. It has 128 columns, because m64n64k16 reads shared
+// memory for as long as it multiplies; 64 if there are no more.
 #include "sm90_fprop.h"
 
 #include "sm90.h"
@@ -26,14 +26,14 @@ struct Shape {
   static_assert(Stages::kBytes >= sizeof(float) * Result::kElements);
 };
 
-// Blocks that a multiprocessor is to hold. There is memory for two of 64 columns, but there are no
-// registers for the numbers of every prologue.
+// Resident blocks per multiprocessor. There is memory for two blocks of 64 columns, but there are
+// not enough registers for every prologue.
 template <int kColumns, bool kFused>
 constexpr int kResidentBlocks = kColumns == 64 && !kFused ? 2 : 1;
 
 #ifdef SIMT_HOPPER
 
-// Pixels of the small image: the first one's row and column, the image, and how many are inside.
+// A patch of the small image: image, row and column of its first pixel, and the size inside.
 struct Patch {
   int64_t image;
   int y, x, height, width;
@@ -49,8 +49,8 @@ struct Patch {
 
   __device__ __forceinline__ int pixels() const { return height * width; }
 
-  // Row 2 y - 1 + tap of the large image is row y + tap / 2 of phase tap % 2, whose bit says that
-  // it is inside; so are columns.
+  // Row 2 y - 1 + tap of the large image is row y + tap / 2 of phase tap % 2, whose bit is set if
+  // the row is inside; the same holds for columns.
   __device__ __forceinline__ HaloPixel locate(const ConvGeometry& g, int pixel) const {
     const int row = 2 * (y + pixel / kHaloSide) - 1, column = 2 * (x + pixel % kHaloSide) - 1;
     const auto both = [](int at, int size) {
@@ -63,7 +63,7 @@ struct Patch {
             image < g.batch ? inside : 0};
   }
 
-  // Of the pixel that comes so many behind the first.
+  // The offset of the patch's pixel number `pixel`.
   __device__ __forceinline__ int64_t offset(const ConvGeometry& g, int pixel) const {
     return ((image * g.small_h + y + pixel / width) * g.small_w + x + pixel % width) * g.small_c;
   }
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kThreads), kResidentBlocks
   SIMT_DYN_SHARED(unsigned char, raw);
   const typename Shape<kColumns>::Stages stages(raw);
   const int thread = static_cast<int>(threadIdx.x), group = thread / 128;
-  // Neighbouring blocks read the same pixels, for other channels.
+  // Neighbouring blocks read the same pixels for other channels.
   const unsigned tiles = (g.small_c + kColumns - 1) / kColumns;
   const int first_column = static_cast<int>(blockIdx.x % tiles) * kColumns;
   const unsigned piece = blockIdx.x / tiles;
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kThreads), kResidentBlocks
         multiply_taps<T, kColumns>(sums, weights, pixels, group);
       });
 
-  // The patches' pixels that are inside, one patch after the other.
+  // The pixels of the patches that are inside the image, one patch after the other.
   const typename Shape<kColumns>::Result result{reinterpret_cast<float*>(stages.shared)};
   const int before = one.pixels(), pixels = before + other.pixels();
   const int height = group == 0 ? one.height : other.height;
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kThreads), kResidentBlocks
                           piece, gridDim.x / tiles, offset_of);
   }
 #else
-  __trap();  // conv_sm90_fprop_serves() has said no
+  __trap();  // conv_sm90_fprop_serves() is false here
 #endif
 }
 
@@ -159,7 +159,7 @@ int64_t pieces_of(const ConvGeometry& g) {
   return ceil_div(g.batch * ceil_div(g.small_h, kSide) * ceil_div(g.small_w, kSide), kGroups);
 }
 
-// run(kernel, columns) for the columns that suit.
+// Calls run(kernel, columns) for the number of columns that suits.
 template <typename T, typename Run>
 auto with_columns(const ConvGeometry& g, bool fused, Run run) {
   const auto of = [&](auto columns) {
@@ -177,7 +177,7 @@ auto with_columns(const ConvGeometry& g, bool fused, Run run) {
 template <typename T>
 bool conv_sm90_fprop_serves(const ConvGeometry& g, const T* large, const T* weight, const T* small,
                             const ConvPrologue& prologue, bool fused) {
-  // A block is one piece of the sums, for which there is room of one in 64 pixels.
+  // A block is one piece of the sums; the workspace has room for one piece per 64 pixels.
   const int64_t room = ceil_div(g.batch * g.small_h * g.small_w, kSummedRows);
   const bool is_roomy = !fused || pieces_of(g) <= room;
   return fits_halo(g, small, weight, large, prologue) && is_roomy &&

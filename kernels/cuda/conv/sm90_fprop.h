@@ -5,8 +5,8 @@
 
 namespace genimg::cuda {
 
-// Whether the shape is served, the pointers are aligned, and the device is of sm_90. `fused` is
-// whether there is a prologue, a gate or sums.
+// Whether the shape is supported, the pointers are aligned, and the device is of sm_90. `fused`:
+// there is a prologue, a gate or sums.
 template <typename T>
 bool conv_sm90_fprop_serves(const ConvGeometry& geometry, const T* large, const T* weight,
                             const T* small, const ConvPrologue& prologue, bool fused);

@@ -5,8 +5,8 @@
 
 namespace genimg::cuda {
 
-// Rows of 16-byte chunks, exchanged within a row so that the same column of eight rows lies in
-// different banks: ldmatrix and 16-byte accesses meet no conflict, and no memory goes to padding.
+// Rows of 16-byte chunks, permuted within a row so that the same column of eight rows is in
+// different banks: ldmatrix and 16-byte accesses have no bank conflicts, without padding.
 template <typename T, int kTileRows, int kTileColumns>
 struct Tile {
   static constexpr int kRows = kTileRows, kColumns = kTileColumns;
@@ -25,14 +25,14 @@ struct Tile {
   }
 };
 
-// Fills a tile from a source, which knows where this thread's elements lie:
+// Fills a tile from a source, which locates this thread's elements:
 //   Cursor first() const                       the thread's first column of the tile
 //   void next(Cursor&) const                   the column after it
 //   int channel(Cursor) const
 //   const T* locate(int pass, Cursor) const    null for a zero
 //   const T* base
 // The thread has one chunk in every row `first_row + pass * kStep`. With kWide, chunks are aligned
-// and lie either wholly inside or wholly outside, and go by cp.async where nothing happens to them;
+// and either wholly inside or wholly outside, and are copied by cp.async if there is no prologue;
 // else fetch() reads into registers and deposit() writes them, with the products in between.
 template <typename TileType, int kThreads, bool kWide, typename T, typename Prologue>
 class Filler {

@@ -1,6 +1,7 @@
-// A row of the product is a channel of the small image, a column a tap's channel of the large one;
-// summed are the pixels of the small image. These are many, and rows and columns few, so that each
-// block sums a piece of the pixels; a second kernel adds the pieces in their order.
+// wgrad: a row of the matrix product is a channel of the small image, a column is a channel of a
+// tap of the large image; the sum is over the pixels of the small image. There are many pixels, and
+// few rows and columns, so that each block sums a piece of the pixels; a second kernel adds the
+// pieces in order.
 #include "wgrad.h"
 
 #include "gather.h"
@@ -11,7 +12,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kBlocks = 264;  // two for each multiprocessor of a large GPU
-constexpr int64_t kPiece = 256;   // pixels that are worth a piece
+constexpr int64_t kPiece = 256;   // the fewest pixels of a piece
 constexpr int64_t kMaxBlocks = 1 << 16;
 
 template <typename T, typename Product, bool kWide, bool kFused>
@@ -72,7 +73,7 @@ struct WgradLoader {
   }
 };
 
-// How the product falls into blocks.
+// How the product is split into blocks.
 struct Pieces {
   ConvTile tile;
   int64_t count, pixels;  // pieces, and the pixels of one
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(kThreads)
                              Radix taps, bool by_channel) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step) {
-    // By the order of what is written: one of the two sides lies scattered.
+    // In the order of the output: either the reads or the writes are scattered.
     int64_t from = i;
     if (by_channel) {
       const int64_t tap = i % taps.middle, row = i / taps.middle;
@@ -166,7 +167,7 @@ cudaError_t launch(const ConvGeometry& g, const T* small, const T* large, float*
                         Product::kThreads, shared_bytes<T, Config, Product>(), stream, g, small,
                         large, sums, pieces.pixels, small_prologue, large_prologue);
   };
-  // Narrow loads bound the speed, so that the large tile would gain nothing.
+  // Narrow loads limit the speed, so that the large tile would gain nothing.
   const cudaError_t status =
       with_tile<T, true>(wide ? pieces.tile : ConvTile::k64x64, precision, wide, run);
   if (status != cudaSuccess) return status;

@@ -1,5 +1,5 @@
-// Hopper's own instructions: mbarriers, TMA loads, wgmma. They exist for sm_90a alone: under nvcc a
-// kernel's body that uses them stands in #ifdef SIMT_HOPPER, and launches ask runs_hopper() first.
+// Hopper's own instructions: mbarriers, TMA loads, wgmma. They exist for sm_90a alone: a kernel's
+// body that uses them is in #ifdef SIMT_HOPPER, and launchers call runs_hopper() first.
 #pragma once
 
 #include "simt.h"
@@ -25,7 +25,7 @@ __device__ __forceinline__ void mbarrier_init(uint64_t* barrier, unsigned arriva
                : "memory");
 }
 
-// After the inits, by their thread: TMA sees them, too.
+// Makes the initialised mbarriers visible to TMA; the thread that initialised them calls it.
 __device__ __forceinline__ void mbarrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -35,7 +35,7 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
                : "memory");
 }
 
-// The phase ends when all have arrived and so many more bytes have come by TMA.
+// The phase ends when all threads have arrived and `bytes` more bytes have come by TMA.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, unsigned bytes) {
   asm volatile(
       "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
@@ -43,8 +43,8 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, unsign
       : "memory");
 }
 
-// Returns once the phase of this parity has ended; the first one's is 0. Tests that are built with
-// a SIMT_WAIT_LIMIT end with an error where they would wait for ever.
+// Returns when the phase of this parity has ended; the first phase has parity 0. With
+// SIMT_WAIT_LIMIT (tests), a wait that would never end is an error.
 __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, unsigned parity) {
   unsigned done = 0;
 #ifdef SIMT_WAIT_LIMIT
@@ -64,12 +64,12 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, unsigned parity
   } while (!done);
 }
 
-// After a thread's writes to shared memory that wgmma or TMA is to touch next, before the barrier.
+// Between a thread's writes to shared memory that wgmma or TMA will access and the barrier.
 __device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// Loads the map's box from (x, y), for the phase of `barrier` that is under way. The map is a
+// Loads the map's box from (x, y), for the current phase of `barrier`. The map is a
 // __grid_constant__ argument of the kernel.
 __device__ __forceinline__ void tma_load(void* to, const TensorMap& map, uint64_t* barrier, int x,
                                          int y) {
@@ -89,7 +89,7 @@ __device__ __forceinline__ void tma_load(void* to, const TensorMap& map, uint64_
       : "memory");
 }
 
-// Keeps the compiler from moving what it does to the sums past here.
+// Keeps the compiler from moving accesses to the sums past this point.
 template <typename Sums>
 __device__ __forceinline__ void pin(Sums& sums) {
 #pragma unroll
@@ -102,8 +102,8 @@ __device__ __forceinline__ void pin(Sums& sums) {
   }
 }
 
-// Before the first wgmma, and again after each wait: the sums, those of a wgmma or an array of
-// such, are the tensor cores' from here to the next wait.
+// Required before the first wgmma and again after each wait. The sums, of one wgmma or an array of
+// them, belong to the tensor cores from here to the next wait.
 template <typename Sums>
 __device__ __forceinline__ void wgmma_fence(Sums& sums) {
   pin(sums);
@@ -114,14 +114,14 @@ __device__ __forceinline__ void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-// Waits for all groups but the newest `kNewest`, of which the sums are part.
+// Waits for all groups but the newest `kNewest`; the sums belong to these groups.
 template <int kNewest, typename Sums>
 __device__ __forceinline__ void wgmma_wait(Sums& sums) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kNewest) : "memory");
   pin(sums);
 }
 
-// Registers per thread of this warpgroup from here on.
+// Sets the registers per thread of this warpgroup from here on.
 template <int kRegisters>
 __device__ __forceinline__ void raise_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));

@@ -1,7 +1,7 @@
-// What a kernel file includes: the dialect in which genimg's CUDA kernels are written, so that the
-// same source runs on a GPU and, in tests, on the CPU under a checker (tests/emulator/README.md).
+// The dialect in which genimg's CUDA kernels are written; every kernel file includes it. The same
+// source runs on a GPU and, in tests, on the CPU under a checker (tests/emulator/README.md).
 //
-// Under nvcc everything here is a thin wrapper at no cost.
+// Under nvcc everything here is a thin wrapper without cost.
 #pragma once
 
 #include "types.h"
@@ -41,8 +41,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Copies 16 bytes to shared memory without waiting; zeros where `valid` is false, and then `global`
-// is not read.
+// Copies 16 bytes to shared memory without waiting. If `valid` is false, writes zeros and does not
+// read `global`.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
                "l"(global), "r"(valid ? 16 : 0)
@@ -93,7 +93,7 @@ __device__ __forceinline__ void mma_m16n8k16(float (&acc)[4], const uint32_t (&a
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The bits of a float, rounded to TF32: 10 bits of fraction, ties away from zero.
+// The bits of a float, rounded to TF32: 10 fraction bits, ties away from zero.
 __device__ __forceinline__ uint32_t round_to_tf32(uint32_t bits) {
   uint32_t rounded;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));

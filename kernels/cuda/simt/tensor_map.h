@@ -1,4 +1,4 @@
-// What a TMA load is told of the tensor in memory, made by the host.
+// Tensor maps, which describe a tensor in memory to TMA loads; the host makes them.
 #pragma once
 
 #include "types.h"
@@ -9,11 +9,11 @@
 
 namespace simt {
 
-// How rows of 128 bytes lie in shared memory: as they are, or with their 16-byte pieces exchanged.
+// The layout of rows of 128 bytes in shared memory: unchanged, or with 16-byte pieces permuted.
 enum class Swizzle { kNone, k128 };
 
 // Dense memory of 2-byte elements, innermost dimension first. Pitches are bytes from one index of
-// dimension i + 1 to the next, multiples of 16. A load takes a box; what lies outside comes as 0.
+// dimension i + 1 to the next, multiples of 16. A load reads a box; elements outside are 0.
 struct TensorView {
   const void* base;
   int rank;  // 2 to 4
@@ -33,7 +33,7 @@ cudaError_t make_tensor_map(TensorMap* map, const TensorView& view);
 
 #else
 
-// The driver's function, through the runtime: nothing is linked with the driver.
+// Gets the driver's function through the runtime, so that nothing links with the driver.
 inline cudaError_t make_tensor_map(TensorMap* map, const TensorView& view) {
   static_assert(sizeof(TensorMap) == sizeof(CUtensorMap));
   void* entry = nullptr;

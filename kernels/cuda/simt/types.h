@@ -1,5 +1,5 @@
-// The types that launchers name: streams, errors, half-precision numbers. The emulated build has
-// its own, so that it needs no CUDA installation.
+// The types in the signatures of launchers: streams, errors, half-precision numbers. The emulated
+// build has its own, so that it needs no CUDA installation.
 #pragma once
 
 #ifdef SIMT_EMULATED

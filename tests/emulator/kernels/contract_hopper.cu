@@ -8,7 +8,7 @@ constexpr int kSide = 64, kTileBytes = 2 * kSide * kSide;
 
 #ifdef SIMT_HOPPER
 
-// The first multiple of 1024, which the launch has left room for.
+// The first multiple of 1024; the launch has reserved the room.
 __device__ __forceinline__ unsigned char* aligned(unsigned char* raw) {
   return raw + (1024 - simt::shared_address(raw) % 1024) % 1024;
 }
@@ -189,7 +189,7 @@ SIMT_EXPORT int contract_tma(const uint16_t* tensor, uint16_t* out, int64_t rows
   });
 }
 
-// Of a tensor [w][z][y][x].
+// Loads a box of a tensor [w][z][y][x].
 SIMT_EXPORT int contract_tma_4d(const uint16_t* tensor, uint16_t* out, const int64_t* sizes,
                                 int64_t x, int64_t y, int64_t z, int64_t w) {
   return simt::guarded([=] {

@@ -1,5 +1,5 @@
-// A kernel for each wrapper of simt.h that stands for PTX: what it does, in numbers that a test
-// knows, on a GPU as in the emulator.
+// A kernel for each wrapper of PTX in simt.h; its results are known, and the same on a GPU and in
+// the emulator.
 #include "simt.h"
 #include "testing.h"
 

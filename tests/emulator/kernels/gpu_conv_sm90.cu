@@ -1,5 +1,5 @@
-// The contractions' kernels for Hopper by themselves, for tests/emulator/nvcc_library.py: an op
-// takes another where they do not serve.
+// The Hopper kernels of the contractions by themselves, for tests/emulator/nvcc_library.py: an op
+// would select another kernel where they do not support the call.
 #include "../../../kernels/cuda/conv/sm90_dgrad.h"
 #include "../../../kernels/cuda/conv/sm90_fprop.h"
 #include "testing.h"

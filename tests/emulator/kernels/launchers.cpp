@@ -1,4 +1,4 @@
-// A C interface over the launchers that have options which no op uses, for ctypes.
+// A C interface, for ctypes, to the launchers with options that no op uses.
 #include "conv/dgrad.h"
 #include "conv/fprop.h"
 #include "conv/wgrad.h"
@@ -12,7 +12,7 @@ using fp32 = float;
 
 namespace {
 
-// Thirteen numbers in the struct's order.
+// The thirteen numbers of the struct, in its order.
 genimg::cuda::ConvGeometry conv_geometry(const int64_t* numbers) {
   const auto number = [=](int i) { return static_cast<int>(numbers[i]); };
   return {numbers[0], number(1), number(2), number(3),  number(4),  number(5), number(6),

@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kThreads), 1)
 }
 
 // d[64][64] = a[64][16] b[64][16]^T, which the threads write to shared memory themselves.
-// ptxas has something to say of bugs 35 and 36, so that they are kernels of their own.
+// ptxas warns about bugs 35 and 36, so that they are kernels of their own.
 template <int kBug>
 __global__ void __launch_bounds__(SIMT_HOPPER_THREADS(kConsumers))
     staged_kernel(const __nv_bfloat16* a, const __nv_bfloat16* b, float* d, int bug) {

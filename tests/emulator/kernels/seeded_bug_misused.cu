@@ -1,5 +1,5 @@
-// Hopper's instructions used wrongly, one rule at a time: the emulator must name it. Of no use on a
-// GPU.
+// Hopper's instructions used wrongly, one rule at a time: the emulator must name the rule. Not for
+// a GPU.
 #include "hopper.h"
 #include "testing.h"
 
@@ -118,7 +118,7 @@ SIMT_EXPORT int seeded_bug_misuse(const __nv_bfloat16* x, float* out, int64_t mi
   });
 }
 
-// Whether a map with one thing wrong is refused.
+// Returns whether a map with one error is refused.
 SIMT_EXPORT int seeded_bug_map_refused(const __nv_bfloat16* x, int64_t wrong) {
   simt::TensorView view = {x, 2, {64, 8}, {128}, {64, 8}, simt::Swizzle::k128};
   if (wrong == 1) view.base = x + 1;

@@ -1,5 +1,5 @@
-// One small kernel for each rule of the emulator: the right ones it must leave alone, the wrong
-// ones it must name.
+// One small kernel for each rule of the emulator: it must accept the correct kernels and name the
+// error of the others.
 #include "simt.h"
 #include "testing.h"
 

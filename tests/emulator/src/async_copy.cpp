@@ -1,5 +1,5 @@
-// cp.async: the bytes are taken when the copy is issued and land when it is waited for, the last
-// legal moment; with options().eager at once. Reading earlier is an error in both.
+// cp.async: the bytes are read when the copy is issued and land when it is waited for, the last
+// legal moment; with options().eager, at once. Reading them before the wait is always an error.
 #include <cstring>
 
 #include "runtime.h"

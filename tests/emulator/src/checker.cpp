@@ -1,4 +1,4 @@
-// Every access of a kernel comes here: bounds, initialisation, and whether it is ordered after the
+// Checks every access of a kernel: bounds, initialisation, and whether it is ordered after the
 // accesses that it conflicts with (tests/emulator/README.md has the rules).
 #include "shadow.h"
 
@@ -45,7 +45,7 @@ bool is_ordered(const Record& record, bool shared) {
     return record.thread == self.thread || (*self.clock->own)[record.thread] >= record.epoch;
   }
   if (shared) return true;
-  // Whoever has acquired a fence by way of an atomic knows that atomic, too.
+  // A thread that has acquired a fence through an atomic also knows that atomic.
   const auto known = self.clock->blocks.find(record.serial);
   return known != self.clock->blocks.end() &&
          (*known->second)[record.thread] >= record.epoch - record.since_fence;
@@ -77,8 +77,8 @@ bool is_under_way(const Record& record) {
          record.serial == block().serial;
 }
 
-// What the tensor cores and TMA touch goes another way than a thread's accesses: a write of the
-// latter counts for them once its thread has fenced it, and that is known.
+// The tensor cores and TMA access memory through another proxy than threads: they see a thread's
+// write only after the thread has fenced it, and the fence must be known.
 void check_proxy(const Access& access, const Record& write, const Epochs& known) {
   if (write.serial != block().serial || write.kind == Kind::kLanded) return;
   const std::vector<uint32_t>& fences = block().fibers[write.thread].proxy_fences;
@@ -89,7 +89,7 @@ void check_proxy(const Access& access, const Record& write, const Epochs& known)
        " at " + place(write.pc));
 }
 
-// A warp has waited if what one of its threads did after the wait's beginning is known.
+// A warp has waited if an access that one of its threads made after the wait began is known.
 bool have_waited(const OperandRead& read) {
   if (read.pending > 0) return false;
   const Fiber& self = *current();
@@ -192,7 +192,7 @@ void check_write(const Access& access, Cell* cell, Kind kind, const Record& reco
   cell->readers[0] = cell->readers[1] = {};
 }
 
-// Memory that is no region's: a thread's own stack, the launch's arguments, constants.
+// Memory outside all regions: a thread's own stack, the launch's arguments, constants.
 void check_elsewhere(uintptr_t address, bool write, uint32_t pc) {
   const char* const what = write ? "write" : "read";
   if (on_any_stack(address)) {
@@ -252,8 +252,8 @@ void check_access(const void* pointer, size_t bytes, bool write, Kind kind, uint
 
 namespace {
 
-// f(access, cell) for every granule of bytes that lie within a region, which the caller has seen
-// to.
+// Calls f(access, cell) for every granule of the bytes, which the caller has checked to lie in one
+// region.
 template <typename Visit>
 void for_each_cell(uintptr_t address, size_t bytes, const char* what, uint32_t pc, Visit visit) {
   const Region& region = *find_region(address);

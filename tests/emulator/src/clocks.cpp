@@ -1,5 +1,6 @@
-// Who knows of whose accesses. A thread's epoch grows with every barrier and fence that it passes;
-// its clock holds, for each thread, up to which epoch that one's accesses come before its own next.
+// Vector clocks. A thread's epoch grows with every barrier and fence that it passes; its clock
+// holds for each thread the epoch up to which that thread's accesses are ordered before its own
+// next ones.
 #include <algorithm>
 
 #include "runtime.h"
@@ -9,7 +10,7 @@ namespace {
 
 using EpochsPtr = std::shared_ptr<const Epochs>;
 
-// What the atomics on an address hand on: the knowledge of every fenced thread that has made one.
+// The clock that the atomics on an address publish: that of every fenced thread that has made one.
 std::map<const void*, ClockPtr> publishers;
 
 EpochsPtr larger(const EpochsPtr& a, const EpochsPtr& b) {
@@ -47,7 +48,7 @@ void reset_clocks() {
   }
 }
 
-// Afterwards all know what any of them did or knew.
+// Afterwards every thread knows all that any of them did or knew.
 void join(const std::vector<Fiber*>& threads) {
   auto clock = std::make_shared<Clock>(*threads.front()->clock);
   auto own = std::make_shared<Epochs>(*clock->own);
@@ -72,8 +73,8 @@ void join(const std::vector<Fiber*>& threads) {
   }
 }
 
-// What atomics before it have acquired counts from here on; what atomics after it hand on is what
-// is known here, and nothing that is written later.
+// Clocks that earlier atomics have acquired take effect here; later atomics publish the clock of
+// this fence, without accesses that follow it.
 void fence() {
   const Busy busy;
   Fiber& self = *current();

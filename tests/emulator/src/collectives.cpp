@@ -1,5 +1,5 @@
-// Warp collectives: every lane that the mask names must come to the same call; the last to come
-// computes for all.
+// Warp collectives: every lane that the mask names must reach the same call; the last lane to
+// arrive computes for all.
 #include <string>
 
 #include "runtime.h"
@@ -14,7 +14,8 @@ struct Meeting {
   void* arguments[32];
 };
 
-// By warp. Different masks meet side by side, and overlapping ones wait for each other's end.
+// Collectives in progress, by warp. Disjoint masks proceed side by side; overlapping ones wait for
+// each other.
 std::vector<std::vector<Meeting>> meetings;
 
 Meeting& meeting_of(unsigned warp, unsigned mask) {

@@ -59,7 +59,7 @@ inline float __bfloat162float(__nv_bfloat16 value) {
   return simt::from_bits(static_cast<uint32_t>(value.bits) << 16);
 }
 
-// To the nearest, ties to even; every NaN becomes the one that CUDA gives.
+// Rounds to nearest, ties to even; every NaN becomes CUDA's canonical NaN.
 inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   if (value != value) return {0x7fff};
   const uint32_t bits = simt::to_bits(value);

@@ -1,5 +1,5 @@
-// What kernel files see in the emulated build: CUDA's names over the runtime of runtime.h. Every
-// function notes its call site, which messages name.
+// CUDA's names in the emulated build, implemented by the runtime of runtime.h. Every function
+// records its call site for messages.
 #pragma once
 
 #include <math.h>
@@ -18,7 +18,7 @@ struct Site {
   int line;
 };
 
-// So that a return address lies in the kernel, and names its line.
+// Inlined, so that a return address lies in the kernel and gives its line.
 #define SIMT_INLINE __attribute__((always_inline)) inline
 #define SIMT_SITE simt::Site site = {__builtin_FILE(), __builtin_LINE()}
 
@@ -81,7 +81,7 @@ inline void mma_m16n8k8(float (&acc)[4], const uint32_t (&a)[4], const uint32_t 
   mma_tf32(acc, a, b, site);
 }
 
-// A kernel's call, made anew by every thread. Its memory is the launch's, not the thread's.
+// A kernel's call, which every thread makes. Its memory belongs to the launch, not to the thread.
 struct Call {
   void (*run)(const void* arguments);
   const void* arguments;
@@ -127,7 +127,8 @@ T value_of(uint64_t bits) {
   return value;
 }
 
-// All threads are one, so a plain read and write is atomic; the checker is told that it is meant.
+// All fibers share one OS thread, so that a plain read and write is atomic; the checker is told
+// that it is an atomic.
 template <typename T, typename Change>
 __attribute__((no_sanitize("thread"), noinline)) T change_atomically(T* address, Change change,
                                                                      Site site) {

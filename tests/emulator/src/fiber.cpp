@@ -1,4 +1,4 @@
-// Every CUDA thread is a fiber: a stack of its own, and a switch that saves what the ABI asks for.
+// Every CUDA thread is a fiber: a stack of its own, and a switch that saves what the ABI requires.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -62,7 +62,7 @@ void reserve_stacks() {
 
 #ifdef SIMT_OWN_SWITCH
 
-// Saves the callee-saved registers and the stack pointer, and takes another stack's.
+// Saves the callee-saved registers and the stack pointer, and loads those of another stack.
 extern "C" void simt_switch(void** save, void* load);
 asm(R"(
 .text

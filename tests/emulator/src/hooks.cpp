@@ -1,6 +1,5 @@
-// Kernel files are compiled with -fsanitize=thread,alignment,bounds, and these are the functions
-// that the compiler then calls, instead of the sanitizers' own: every access is reported to the
-// checker.
+// Kernel files are compiled with -fsanitize=thread,alignment,bounds. These functions replace those
+// of the sanitizers' libraries and report every access to the checker.
 #include "runtime.h"
 
 #if !defined(__SANITIZE_ADDRESS__)

@@ -32,8 +32,8 @@ void order_of(std::vector<unsigned>* order, unsigned count) {
 
 std::string failure;
 
-// One sweep: a warp's lanes again and again until none can run, then the next warp, so that the
-// warps drift apart as far as barriers let them. Whether any thread ran.
+// One sweep: runs the lanes of a warp until none can run, then the next warp, so that the warps
+// drift as far apart as barriers allow. Returns whether any thread ran.
 bool sweep(std::vector<unsigned>* warps, std::vector<unsigned>* lanes) {
   const unsigned threads = static_cast<unsigned>(the_block.fibers.size());
   bool ran = false;
@@ -77,8 +77,8 @@ void open_block_barrier(const std::vector<Fiber*>& waiting) {
   }
 }
 
-// Nobody can run: a TMA load lands, or a barrier that everybody has reached opens; everything else
-// is a fault. Whether the block goes on.
+// No thread can run: lands a TMA load, or opens a barrier that all threads have reached; everything
+// else is an error. Returns whether the block goes on.
 bool settle() {
   if (land_bulk_copy()) return true;
   for (const auto describe :

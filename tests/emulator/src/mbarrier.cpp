@@ -1,5 +1,5 @@
-// mbarriers: a phase ends when all have arrived and the bytes that were announced have come. What
-// an arrival knows, those learn who wait for its phase, and nobody else.
+// mbarriers: a phase ends when all threads have arrived and the announced bytes have come. The
+// clock of an arrival passes to the threads that wait for its phase, and to no others.
 #include "mbarrier.h"
 
 #include <string>
@@ -126,7 +126,7 @@ __attribute__((noinline)) void mbarrier_wait(uint64_t* address, unsigned parity,
   acquire(barrier.known);
 }
 
-// Closes the epoch: what was written in it, and in earlier ones, is fenced.
+// Closes the epoch: writes in it, and in earlier ones, are fenced.
 void fence_proxy_async() {
   const Busy busy;
   Fiber& self = *current();

@@ -13,8 +13,8 @@ struct Mbarrier {
   uint32_t phase, first_phase;
   unsigned initialiser;
   bool is_visible;           // to TMA
-  bool has_unawaited;        // bytes, which nobody has waited for
-  ClockPtr arriving, known;  // what this phase's arrivals know; what those of the last one did
+  bool has_unawaited;        // bytes that no thread has waited for
+  ClockPtr arriving, known;  // clocks of this phase's arrivals; of the last phase's
 };
 
 Mbarrier& mbarrier_at(const void* address, Site site);

@@ -13,7 +13,7 @@ namespace simt {
 namespace {
 
 constexpr size_t kStaticLimit = 48 << 10, kTotalLimit = 232448;
-constexpr size_t kAlignment = 16;  // what SIMT_SHARED promises, and no more
+constexpr size_t kAlignment = 16;  // exactly what SIMT_SHARED promises
 
 std::vector<Region> regions;  // by address
 size_t last_found = 0;
@@ -28,8 +28,8 @@ using SharedKey = std::tuple<std::string, std::string, int, size_t>;
 std::map<SharedKey, SharedVariable> shared_variables;
 size_t static_bytes = 0;
 
-// Shared memory as instructions name it: 18 bits of an address. A variable's own address ends in
-// those bits that it would have there.
+// Shared memory as instructions address it: 18 bits. The address of a variable ends in the bits
+// that it would have on a GPU.
 constexpr size_t kWindow = 256 << 10;
 size_t window_used = 0;
 
@@ -49,7 +49,7 @@ SharedVariable& shared_of(const SharedKey& key, size_t bytes, size_t granule,
   const auto [entry, is_new] = shared_variables.try_emplace(key);
   SharedVariable& variable = entry->second;
   if (!is_new) return variable;
-  // Just past a stricter boundary: no kernel gets by on more alignment than was promised.
+  // Just past a stricter boundary, so that no kernel relies on more alignment than is promised.
   const size_t offset = window_used % kWindow + kAlignment;
   window_used = (window_used + kAlignment + bytes + 1023) / 1024 * 1024;
   void* allocation = nullptr;

@@ -39,7 +39,7 @@ Segments segments_of_object() {
   return segments;
 }
 
-// What addr2line, which comes with the compiler, says of an address.
+// The output of addr2line, which comes with the compiler, for an address.
 std::vector<std::string> addr2line(const char* options, uint32_t offset) {
   Dl_info object;
   if (dladdr(&__ehdr_start, &object) == 0) return {};
@@ -59,7 +59,7 @@ std::vector<std::string> addr2line(const char* options, uint32_t offset) {
   return lines;
 }
 
-// Relative to the project's root, where it was given.
+// The path relative to the project's root, if the root is known.
 std::string shortened(const std::string& path) {
 #ifdef SIMT_PROJECT_ROOT
   const std::string root = SIMT_PROJECT_ROOT "/";

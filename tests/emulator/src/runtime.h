@@ -13,7 +13,7 @@
 
 namespace simt {
 
-// What host code gets when a kernel breaks a rule.
+// Thrown to host code when a kernel breaks a rule.
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -28,7 +28,7 @@ struct Options {
 };
 Options& options();
 
-// For the last launch: what a test may want to look at.
+// Counters of the last launch, for tests.
 struct Statistics {
   uint64_t blocks, switches, accesses, products, row_conflicts;
 };
@@ -36,14 +36,14 @@ Statistics& statistics();
 
 // ---- clocks (clocks.cpp)
 
-// By thread: up to which epoch its accesses are known. Behind the threads come the block's
-// mbarriers, whose epoch is the number of their phase: what a TMA load writes is known to whoever
-// has waited for that phase.
+// The epoch up to which each thread's accesses are known. After the threads come the block's
+// mbarriers, whose epoch is the number of their phase: the writes of a TMA load are known to the
+// threads that have waited for that phase.
 using Epochs = std::vector<uint32_t>;
 constexpr unsigned kMaxMbarriers = 64;
 
-// What a thread knows of others: of its own block, and of blocks that it has acquired. Shared, so
-// never changed.
+// A thread's knowledge of other threads: of its own block, and of blocks that it has acquired.
+// Clocks are shared and therefore immutable.
 struct Clock {
   std::shared_ptr<const Epochs> own;
   std::map<uint32_t, std::shared_ptr<const Epochs>> blocks;
@@ -61,7 +61,7 @@ void note_epoch(ClockPtr* clock, unsigned thread, uint32_t epoch);
 
 // ---- fibers (fiber.cpp)
 
-// kSpin waits for an mbarrier, kGroup for the other threads of a warpgroup.
+// kSpin waits for an mbarrier, kGroup for the other threads of the warpgroup.
 enum class State { kReady, kBlock, kWarp, kSpin, kGroup, kDone };
 
 struct AsyncCopy {
@@ -98,7 +98,7 @@ bool on_own_stack(uintptr_t address);
 bool on_any_stack(uintptr_t address);
 void abandon_fibers();
 
-// While one is alive, the hooks look away: the runtime itself is at work.
+// While one is alive, the hooks ignore accesses: they are the runtime's own.
 class Busy {
  public:
   Busy();
@@ -129,7 +129,7 @@ void meet(unsigned mask, const char* operation, Site site, void* arguments,
 // ---- mbarriers and TMA (mbarrier.cpp)
 
 void clear_mbarriers();
-bool land_bulk_copy();                  // one of those under way; whether there was one
+bool land_bulk_copy();                  // one of those in flight; returns whether there was one
 std::string describe_spinner();         // a thread that waits for ever, or empty
 std::string describe_unawaited_load();  // when all threads have ended
 
@@ -169,19 +169,19 @@ constexpr bool kChecked = false;
 constexpr bool kChecked = true;
 #endif
 
-// kBulk is a TMA load under way, kLanded one that has come.
+// kBulk is a TMA load in flight, kLanded one that has landed.
 enum class Kind : uint8_t { kPlain, kAtomic, kAsync, kBulk, kLanded, kMany };
 void check_access(const void* address, size_t bytes, bool write, Kind kind, uint32_t pc);
-// Of a TMA load, in the phase of an mbarrier, by its place behind the threads in Epochs.
+// Checks the write of a TMA load in a phase of an mbarrier, whose epoch is at `mbarrier` in Epochs.
 void check_bulk_write(void* to, size_t bytes, unsigned mbarrier, uint32_t phase, uint32_t pc);
 void land_bulk_write(void* to, size_t bytes);
-// Of an operand that wgmma reads, by threads who all know `known`.
+// Checks an operand that wgmma reads, issued by threads that all know `known`.
 void check_operand(const void* from, size_t bytes, const Epochs& known, uint32_t pc);
 bool written_in_this_launch(const void* address, size_t bytes);
 void clear_read_sets();
 
-// What wgmma reads from its issue to its end: the bytes between an operand's first and last.
-// Whoever writes there must know that every warp of the group has waited.
+// The bytes that wgmma reads from its issue to its end, from an operand's first to its last. A
+// thread that writes there must know that every warp of the group has waited.
 struct OperandRead {
   uintptr_t begin, end;
   unsigned first_thread;

@@ -1,4 +1,4 @@
-// What the checker remembers of each granule of memory.
+// The checker's record of each granule of memory.
 #pragma once
 
 #include "runtime.h"
@@ -14,8 +14,8 @@ struct Record {
   uint8_t since_fence;  // of an atomic: epochs since the fence that it publishes
 };
 
-// `atomic` is an atomic that raced with the atomic in `write`, which is allowed. Of readers that
-// know nothing of each other there is room for two; kMany in the second refers to a ReadSet.
+// `atomic` is an atomic that raced with the atomic in `write`, which is allowed. There is room for
+// two readers that do not know of each other; kMany in the second refers to a ReadSet.
 struct Cell {
   Record write, atomic, readers[2];
 };

@@ -95,7 +95,7 @@ void finish_product(void* const* arguments, unsigned mask) {
   add_product(arguments, a, b);
 }
 
-// The bits that TF32 has not are not looked at.
+// The bits that TF32 lacks are ignored.
 float tf32_of(uint32_t bits) { return from_bits(bits & ~0x1fffu); }
 
 void finish_tf32_product(void* const* arguments, unsigned mask) {

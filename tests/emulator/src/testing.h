@@ -1,5 +1,5 @@
-// For harnesses: run host code that launches emulated kernels, and learn what the checker says.
-// Under nvcc the same functions run the kernels on a GPU, unchecked.
+// For test harnesses: runs host code that launches emulated kernels, and returns the checker's
+// errors. Under nvcc the same functions run the kernels on a GPU, unchecked.
 #pragma once
 
 #define SIMT_EXPORT extern "C" __attribute__((visibility("default")))
@@ -12,7 +12,7 @@ namespace simt {
 
 void keep_error(const std::string& text);
 
-// Runs `body` and returns 0, or 1 where a kernel broke a rule: simt_error() then says which.
+// Runs `body` and returns 0, or 1 if a kernel broke a rule; simt_error() then has the message.
 template <typename Body>
 int guarded(Body body) {
   try {
@@ -33,7 +33,7 @@ SIMT_EXPORT int simt_add_buffer(const char* name, const void* begin, size_t byte
                                 size_t element_bytes, int read_only, int initialised);
 SIMT_EXPORT void simt_clear_buffers();
 SIMT_EXPORT const char* simt_kernel();  // of the last launch
-// Of the last launch: blocks, switches, checked accesses, matrix products, row conflicts.
+// Counters of the last launch: blocks, switches, checked accesses, matrix products, row conflicts.
 SIMT_EXPORT void simt_statistics(uint64_t* numbers);
 
 #else

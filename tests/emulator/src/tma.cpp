@@ -1,5 +1,5 @@
-// TMA loads: a box of a tensor goes to shared memory row by row, zeros where it is outside. The
-// bytes are taken at the issue and land when nobody can run, or, with options().eager, at once.
+// TMA loads: copy a box of a tensor to shared memory row by row, with zeros outside the tensor. The
+// bytes are read at the issue and land when no thread can run, or, with options().eager, at once.
 #include <cstring>
 
 #include "mbarrier.h"
@@ -24,7 +24,7 @@ void land(const BulkCopy& copy) {
   complete_bytes(copy.barrier, static_cast<unsigned>(copy.bytes.size()));
 }
 
-// The tensor's elements in a row of the box, into `row`, which is zeros.
+// Copies the tensor's elements in a row of the box into `row`, which is zeroed.
 void read_row(const TensorView& view, const int64_t (&at)[4], uint32_t pc, unsigned char* row) {
   int64_t offset = 0;
   for (int i = 1; i < view.rank; ++i) {

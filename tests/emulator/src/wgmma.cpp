@@ -1,6 +1,6 @@
-// wgmma: four warps issue a product whose operands lie in shared memory, and whose sums are theirs
-// again once they have waited. It is computed at the wait, the last legal moment, with the sums NaN
-// until then; with options().eager when it is issued.
+// wgmma: four warps issue a product of operands in shared memory, and may use its sums again after
+// a wait. The product is computed at the wait, the last legal moment, and the sums are NaN until
+// then; with options().eager it is computed when it is issued.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -43,7 +43,7 @@ struct Warpgroup {
   std::vector<Pending> issued;              // since the last commit
   std::deque<std::vector<Pending>> groups;  // committed, oldest first
   std::map<float*, Sums> saved;             // of pending products, by the first thread's sums
-  // What all of its threads know, and of which clocks that is.
+  // The epochs that all of its threads know, and the clocks they come from.
   Epochs known;
   std::vector<ClockPtr> clocks;
 };
@@ -56,7 +56,7 @@ bool same_place(Site a, Site b) {
 
 Fiber& thread_of(const Warpgroup& group, unsigned i) { return block().fibers[group.first + i]; }
 
-// The last thread to come runs finish(group).
+// The last thread to arrive runs finish(group).
 template <typename Finish>
 void meet_group(const char* operation, Site site, const Request* request, Finish finish) {
   Fiber& self = *current();
@@ -86,7 +86,7 @@ void meet_group(const char* operation, Site site, const Request* request, Finish
   }
 }
 
-// The bytes of an operand: element (row, k), in the words of matrix_descriptor.
+// The bytes of an operand: element (row, k), as matrix_descriptor defines them.
 class Operand {
  public:
   Operand(uint64_t descriptor, unsigned rows, bool by_k, Site site)
@@ -115,7 +115,7 @@ class Operand {
     return byte;
   }
 
-  // f(row, k, run) for all of them.
+  // Calls f(row, k, run) for all of them.
   template <typename Visit>
   void for_each_run(Site site, Visit visit) const {
     for (unsigned row = 0; row < rows_; row += by_k_ ? 8 : 1) {
@@ -193,7 +193,7 @@ float element(const unsigned char* run, unsigned i, float (*widen)(uint16_t)) {
   return widen(bits);
 }
 
-// sums_of(thread) are what is added to.
+// Adds to sums_of(thread).
 template <typename SumsOf>
 void multiply(const Pending& product, SumsOf sums_of) {
   ++statistics().products;

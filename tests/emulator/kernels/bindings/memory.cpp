@@ -1,5 +1,5 @@
-// What an op allocates while it runs is the emulator's to watch: exact bounds, and no reading of
-// what neither the op nor a kernel has written.
+// Registers the memory that an op allocates while it runs with the emulator, which checks exact
+// bounds and reads of bytes that neither the op nor a kernel has written.
 #include <c10/core/CPUAllocator.h>
 #include <c10/util/Exception.h>
 
@@ -22,7 +22,7 @@ struct Block {
   unsigned char* begin;
   size_t bytes;
   bool seen = false;   // by a launch
-  bool freed = false;  // by the op; the kernels may still be told of it
+  bool freed = false;  // by the op; kernels may still access it
 };
 
 bool watching = false;
@@ -94,5 +94,5 @@ SIMT_EXPORT void bindings_end() {
   blocks.clear();
 }
 
-// Since bindings_begin().
+// Launches since bindings_begin().
 SIMT_EXPORT int bindings_launches() { return genimg::bindings::launches; }

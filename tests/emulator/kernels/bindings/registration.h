@@ -1,5 +1,5 @@
-// Included before everything else in csrc/: its CUDA ops serve CPU tensors as
-// torch.ops.genimg_bindings, beside torch.ops.genimg; those for the CPU are left out.
+// Included before everything else in csrc/: registers its CUDA ops for CPU tensors as
+// torch.ops.genimg_bindings, beside torch.ops.genimg; the CPU ops are left out.
 #pragma once
 
 #include <ATen/Parallel.h>

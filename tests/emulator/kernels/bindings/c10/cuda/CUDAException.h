@@ -1,4 +1,4 @@
-// In place of torch's, which its builds without CUDA lack: what a launch comes to.
+// Replaces torch's header, which its builds without CUDA lack: the check of a launch.
 #pragma once
 
 #include <functional>
@@ -7,7 +7,7 @@
 
 namespace genimg::bindings {
 
-// Runs `launch` on the memory that the op has by now; throws what the emulator says of it.
+// Runs `launch` with the memory that the op has allocated; throws the emulator's error.
 void check(const std::function<cudaError_t()>& launch);
 
 }  // namespace genimg::bindings

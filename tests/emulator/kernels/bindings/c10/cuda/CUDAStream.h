@@ -1,4 +1,4 @@
-// In place of torch's, which its builds without CUDA lack.
+// Replaces torch's header, which its builds without CUDA lack.
 #pragma once
 
 #include "simt/types.h"
