@@ -1,8 +1,8 @@
-"""What is measured on a GPU, in the order of its worth, into one JSON file; see gpu_run.sh.
+"""Measures on a GPU, most important first, and writes one JSON file; see gpu_run.sh.
 
-Needs torch and genimg alone. The measurements run in a process of their own. One that hangs, or
-whose process dies, is recorded as such, and another process goes on behind it; the file is whole
-after each row. Each section has its share of the time, and what it measured by then is in the file.
+Needs torch and genimg alone. The measurements run in a process of their own. If one hangs or its
+process dies, it is recorded as such, and another process continues with the next one; the file is
+complete after each row. Each section has its share of the time, and keeps what it has measured.
 """
 
 from __future__ import annotations

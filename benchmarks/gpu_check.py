@@ -34,7 +34,7 @@ SANITIZED = ("float32", "bfloat16")  # the scalar paths, and those of the tensor
 
 
 def backend_of(name: str) -> str:
-    """What genimg calls the backend of a name in ``KERNELS``."""
+    """The backend that genimg names for a name in ``KERNELS``."""
     return "cuda" if name == HALO else name
 
 
@@ -90,7 +90,7 @@ def bare(backend: str, op: str, dtype: str) -> int:
 
 
 def _sanitizer() -> str:
-    """Of the PATH, or beside nvcc."""
+    """Path of compute-sanitizer: on PATH, or beside nvcc."""
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     places = [os.environ.get("PATH", ""), os.path.dirname(os.path.realpath(nvcc))]
     return shutil.which("compute-sanitizer", path=os.pathsep.join(places)) or ""
@@ -120,7 +120,7 @@ def _serves(backend: str, op: str) -> bool:
 
 
 def jobs(backends: Sequence[str], tools: Sequence[str]) -> list[Job]:
-    """What there is to run, the longest first: the contractions."""
+    """The jobs to run, the longest (the contractions) first."""
     pairs = [(name, op) for op in OPS for name in backends if _serves(name, op)]
     pairs.sort(key=lambda pair: not pair[1].startswith("conv"))
     if tools:

@@ -49,7 +49,7 @@ def _placed(out: Out, network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _served(provider: str, attempt: Callable[[str], Any]) -> tuple[str, str]:
-    """What to name as the backend, and a note where it leaves something to PyTorch."""
+    """The backend to name, and a note if it leaves something to PyTorch."""
     if provider not in OURS:
         return "reference", ""
     backend = backend_of(provider)

@@ -22,7 +22,7 @@ def _rate(rows: Iterable[Row], what: str) -> float:
 
 
 def groups(rows: Iterable[Row]) -> dict[str, Group]:
-    """What was timed beside each other, by provider."""
+    """Groups the rows that were timed beside each other, by provider."""
     found: dict[str, Group] = {}
     for row in rows:
         if "provider" in row:

@@ -106,7 +106,7 @@ def _percentiles(times: list[float], graph: bool) -> Sample:
 
 
 def clocks() -> str:
-    """Of the multiprocessors and the memory, now; nothing on the CPU."""
+    """The current clocks of multiprocessors and memory; empty on the CPU."""
     if not torch.cuda.is_available():
         return ""
     command = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"]

@@ -68,7 +68,7 @@ class WrongError(ArithmeticError):
 
 
 class Out:
-    """What goes to gpu_bench.py, and what is still to be measured."""
+    """The output to gpu_bench.py, and the measurements still to be done."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], began: float, tiny: bool) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""What every ``bench_<op>.py`` does: check the result, warm up, time a provider."""
+"""Shared by every ``bench_<op>.py``: checks the result, warms up, times a provider."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check(op: Op, case: Case, backend: str) -> Error:
 
 @cache
 def machine() -> roofline.Machine:
-    """What this machine can do, measured once."""
+    """The speed of this machine, measured once."""
     return roofline.measure(DEVICE, DTYPE)
 
 
@@ -114,7 +114,7 @@ def time_provider(benchmark: Any, op: Op, case: Case, provider: str, mode: str) 
 
 
 def describe(benchmark: Any, op: str, case: str, mode: str, provider: str, backend: str) -> None:
-    """What the results file says of a timing."""
+    """Describes a timing in the results file."""
     benchmark.extra_info.update(
         op=op,
         case=case,

@@ -1,8 +1,9 @@
-"""What is timed against what: used by ``genimg bench``, the demo, and ``benchmarks/``.
+"""Providers and their timing, for ``genimg bench``, the demo and ``benchmarks/``.
 
-A provider is a way to run a case: genimg (what auto takes, or one backend by name), PyTorch as a
-user would write it (eager), the same in channels_last, and both through ``torch.compile``. Timing
-interleaves the providers, so that a machine's slow spell falls on all of them, and takes medians.
+A provider is a way to run a case: genimg (the backend that auto selects, or one by name), PyTorch
+as a user would write it (eager), the same in channels_last, and both through ``torch.compile``.
+Timing interleaves the providers, so that a slow phase of the machine affects all of them, and
+reports medians.
 """
 
 from __future__ import annotations

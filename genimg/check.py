@@ -39,7 +39,7 @@ class Row:
 
     @property
     def why(self) -> str:
-        """What is wrong, nothing if all is right."""
+        """The reason for a failure; empty if the row passed."""
         if self.worst is None:
             return self.failure
         return "" if self.worst.ok else told(self.worst)

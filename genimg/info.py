@@ -69,7 +69,7 @@ def _versions() -> Facts:
 
 
 def _notes() -> list[str]:
-    """What is unusual about the versions, a sentence each."""
+    """One sentence for each unusual fact about the versions."""
     found = _versions()
     running = {"Python": "python", "torch": "torch", "Triton": "triton"}
     return notes({package: found[key] for package, key in running.items()})
@@ -92,7 +92,7 @@ def _system() -> Facts:
 
 
 def _tools() -> dict[str, Facts]:
-    """What builds genimg: where each tool is, in which version, or how to get it."""
+    """The build tools: path and version of each, or how to install it."""
     compilers = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     return {
         "c++": _tool(
@@ -150,7 +150,7 @@ def _version_of(path: str) -> str | None:
 
 
 def _output(*command: str) -> str:
-    """What a program prints, nothing if it fails."""
+    """The output of a program; empty if it fails."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=20, check=True

@@ -1,4 +1,4 @@
-"""What machine this is."""
+"""Describes the machine."""
 
 from __future__ import annotations
 

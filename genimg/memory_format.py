@@ -39,7 +39,7 @@ def fits_both_formats(shape: Sequence[int]) -> bool:
 
 
 def elementwise_format(x: Tensor) -> torch.memory_format:
-    """Of what torch's elementwise ops make of ``x``: contiguous, where both formats fit."""
+    """The format that torch's elementwise ops give to ``x``: contiguous where both formats fit."""
     if x.is_contiguous():
         return torch.contiguous_format
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):

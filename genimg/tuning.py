@@ -76,7 +76,7 @@ def _folder() -> Path:
 
 
 class _Trial(threading.local):
-    """What this thread times; calls of other threads go their own way meanwhile."""
+    """The candidates that this thread times; calls of other threads do not see them."""
 
     def __init__(self) -> None:
         self.candidates: dict[str, str] = {}  # op -> candidate
@@ -101,7 +101,7 @@ class _Tuner:
         return _fastest(times) if times else None
 
     def times(self, op: Op, args: Sequence[Any]) -> Milliseconds | None:
-        """What was measured for such a call; measures it, if need be."""
+        """The measured times for such a call; measures them if needed."""
         if not _is_plain(args):
             return None
         grad = torch.is_grad_enabled()
@@ -150,7 +150,7 @@ class _Tuner:
         names: Sequence[str],
         step: Callable[[str], Callable[[], Any]],
     ) -> Milliseconds | None:
-        """Of each candidate, as stored or by running its step; None where one cannot run."""
+        """The time of each candidate, stored or measured by its step; None if one cannot run."""
         times = self._stored(device).get(key)
         if times is None or set(times) != set(names):
             devices = [device] if device.type == "cuda" else []
@@ -159,7 +159,7 @@ class _Tuner:
                 with torch.random.fork_rng(devices), _current(device):
                     times = interleaved_medians(steps, device.type, SECONDS)
             except Exception as error:
-                # Of any kind, a compiler's too: the call itself will say what is wrong with it.
+                # Any exception, a compiler's too: the call itself will raise it again.
                 _log.info("%s: not measured: %s", what, error)
                 return None
             self._store(device, key, times)
@@ -174,7 +174,7 @@ class _Tuner:
         grads: list[Tensor] = []
 
         def run() -> None:
-            # What a stack's layers take is theirs to measure, so the trial is this op's alone.
+            # The ops in a stack are measured on their own, so that the trial is for this op alone.
             self._trial.candidates[op.name] = name
             outputs = op.function(**given)
             every = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -199,7 +199,7 @@ class _Tuner:
     def _store(self, device: torch.device, key: str, times: Milliseconds) -> None:
         path = self._path(device)
         with self._lock:
-            # What another process has added since stays. A new dict: threads read the old one.
+            # Keep the entries that another process has added. A new dict: threads read the old one.
             entries = {**_read(path), **self._stored(device), key: times}
             self._files[path.name] = entries
             try:
@@ -237,7 +237,7 @@ def _is_plain(args: Sequence[Any]) -> bool:
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
-    """What is waited for is the current device."""
+    """Makes ``device`` current: synchronisation waits for the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -246,7 +246,7 @@ def _is_capturing(x: Tensor) -> bool:
 
 
 def _parts(value: Any) -> Sequence[Any] | None:
-    """What a container holds, None of anything else."""
+    """The items of a container; None for anything else."""
     if isinstance(value, dict):
         return list(value.values())
     if isinstance(value, (list, tuple)):
@@ -300,7 +300,7 @@ def _copy(value: Any) -> Any:
 
 
 def _facts(device: torch.device) -> dict[str, Any]:
-    """What a time depends on besides the call."""
+    """The facts that a time depends on besides the call."""
     module = _native.load()
     built = None
     if module is not None and module.__file__:

@@ -1,4 +1,4 @@
-"""What every test runs under."""
+"""Options and fixtures of every test."""
 
 import os
 import signal

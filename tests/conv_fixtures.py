@@ -1,4 +1,4 @@
-"""What the tests of fprop, dgrad and wgrad in Triton have in common: images of small integers."""
+"""Shared by the tests of fprop, dgrad and wgrad in Triton: images of small integers."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""What every op promises, as assertions; ``tests/ops`` applies them to each."""
+"""The guarantees of every op, as assertions; ``tests/ops`` applies them to each op."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def refusal(tree: Path, kind: str, **environment: str) -> str:
 
 
 def python(lib: Path, code: str, cwd: Path) -> str:
-    """What Python prints with the package in ``lib``."""
+    """The output of Python with the package in ``lib``."""
     done = run(sys.executable, "-c", code, cwd=cwd, PYTHONPATH=str(lib))
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -151,7 +151,7 @@ def test_variables_that_name_nothing_are_refused_before_the_work(
 
 
 def test_streams_that_are_closed_full_or_not_read() -> None:
-    """Of the shell: `>&-`, `2>&-`, `>/dev/full`, `| true`."""
+    """Streams as the shell makes them: `>&-`, `2>&-`, `>/dev/full`, `| true`."""
     program = (
         "import os, sys; from genimg import cli\n"
         "assert cli.run(['--version']) == 0\n"

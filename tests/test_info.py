@@ -17,7 +17,7 @@ from genimg.backends import BACKENDS, OPS
 
 
 def run(code: str, **environment: str) -> str:
-    """What another Python prints; nothing of it may be an error."""
+    """The output of another Python; its error stream must be empty."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},

@@ -122,7 +122,7 @@ def test_packages_are_the_folders():
 
 
 def imports(path: Path) -> set[str]:
-    """What a file imports of genimg, by room; ``genimg`` itself as an empty string."""
+    """The rooms of genimg that a file imports; ``genimg`` itself is an empty string."""
     found = set()
     for node in ast.walk(ast.parse(text(path))):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""What the README shows works: its Python runs, its commands and targets exist."""
+"""The README's examples work: its Python runs, its commands and targets exist."""
 
 import re
 import shlex

@@ -130,7 +130,7 @@ def test_remembers_on_disk(probe, folder):
     ran.clear()
     op.function(X)
     assert ran == ["cpu"]
-    # What another process has added in the meantime stays.
+    # Entries that another process has added in the meantime stay.
     stored["milliseconds"]["other"] = {"cpu": 1.0}
     path.write_text(json.dumps(stored))
     op.function(X, 3)

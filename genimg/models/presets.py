@@ -1,4 +1,4 @@
-"""What the presets of both models have in common: numbers, sizes, initial weights."""
+"""Shared by the presets of both models: parameter counts, sizes, initial weights."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _LATENT_DIM = {"article": 64, "dcgan": 100}
 
 
 class VAEOutput(NamedTuple):
-    """What a pass through the VAE gives."""
+    """The result of a pass through the VAE."""
 
     reconstruction: Tensor
     """``[N, C, H, W]`` in [-1, 1]."""
@@ -227,7 +227,7 @@ class VAE(nn.Module):
         return VAEOutput(self.decoder(z), mu, logvar, z, kl)
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """What the decoder makes of the mean of q(z | x), in either mode."""
+        """Decodes the mean of q(z | x), in either mode."""
         mu, _ = self.encoder(x)
         return self.decoder(mu)
 

@@ -8,7 +8,7 @@ from genimg.nn.drop_in import as_scriptable, computes, forward_as_torch
 
 
 def norm_arguments(module: torch.nn.BatchNorm2d) -> ops.BatchNorm:
-    """What a batch norm layer hands to its op for one call; the op counts the batch."""
+    """A batch norm layer's arguments for one call of its op; the op counts the batch."""
     keeps_statistics = module.running_mean is not None or module.running_var is not None
     reads_statistics = not module.training or module.track_running_stats
     return ops.BatchNorm(

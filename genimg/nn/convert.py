@@ -67,7 +67,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`convert` or :func:`restore` did; prints as a text."""
+    """The changes that :func:`convert` or :func:`restore` made; prints as text."""
 
     changed: tuple[Change, ...]
     fused: tuple[Fusion, ...]

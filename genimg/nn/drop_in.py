@@ -98,7 +98,7 @@ def computes(module: torch.nn.Module, kind: type[torch.nn.Module], input: object
 
 
 def forward_as_torch(module: Any, kind: type[torch.nn.Module], input: Any, *args: Any) -> Any:
-    """What torch's class does with a call; ``torch.fx`` records it as a call of the layer."""
+    """Runs torch's forward of the class; ``torch.fx`` records it as a call of the layer."""
     if isinstance(input, Proxy) and is_inside(module, input):
         return call_module(module, input, *args)
     return kind.forward(module, input, *args)

@@ -24,7 +24,7 @@ _aten: Any = torch.ops.aten
 def magnitudes(
     case: Case, reference: Callable[..., Any], wide: Tensors, grad_outputs: list[Tensor]
 ) -> Tensors:
-    """What each element of a bilinear op's results sums up: ``|x| * |w| + |b|`` and so on.
+    """The magnitudes that each result of a bilinear op sums: ``|x| * |w| + |b|`` and so on.
 
     The reference in float64 of absolute values; rounding each term and each partial sum costs an
     element ``eps`` times a part of it.

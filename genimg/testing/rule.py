@@ -214,6 +214,6 @@ def compare(
 
 
 def _rounding(truth: Tensor, size: Tensor, dtype: torch.dtype) -> Tensor:
-    """What summing in float32, and storing in ``dtype``, may cost each element."""
+    """The error that float32 sums, and storage in ``dtype``, may cause in each element."""
     summing = PROBLEM_ULPS * torch.finfo(torch.float32).eps * size
     return summing + torch.finfo(dtype).eps / 2 * truth.abs()

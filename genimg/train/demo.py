@@ -1,8 +1,8 @@
-"""What genimg does, in three minutes on two CPU cores: a VAE and a GAN that learn to draw digits.
+"""Demonstrates genimg in three minutes on two CPU cores: a VAE and a GAN learn to draw digits.
 
-Steps are counted, not seconds, and one thread takes them, so that the same seed draws the same
-pictures wherever there are more cores or fewer. Layers this small gain little by a second thread,
-and lose tenfold by it where another program wants the core: the threads meet after every layer.
+Training runs for a number of steps, not seconds, on one thread, so that the same seed gives the
+same pictures on any number of cores. Layers this small gain little from a second thread, and become
+ten times slower where another program uses its core: the threads synchronise after every layer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What can go wrong in a run, in words for the person who started it.
+"""Errors of a run, in words for the person who started it.
 
-The command line prints such an error as one line and leaves with its ``exit_code``; it never shows
-a traceback for one.
+The command line prints such an error as one line and exits with its ``exit_code``, without a
+traceback.
 """
 
 from __future__ import annotations

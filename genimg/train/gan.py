@@ -50,7 +50,7 @@ class GANTrainer:
 
     @property
     def model(self) -> gan.Generator:
-        """What a model file holds."""
+        """The module that a model file stores."""
         return self.generator
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ class GANTrainer:
         return torch.randn(n, self.generator.latent_dim, generator=self.noise, device=self.device)
 
     def pictures(self, z: Tensor, reals: Tensor) -> dict[str, Tensor]:
-        """What the run shows of itself: the images that ``z`` gives."""
+        """The pictures that the run saves: the images of ``z``."""
         return {"fakes": sampling.draw(self.generator, z)}
 
     def set_lr(self, lr: float) -> None:

@@ -16,11 +16,11 @@ RECONSTRUCTIONS = ("mse", "bce")
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """What the discriminator minimises, in both games.
+    """The loss of the discriminator, in both games.
 
     ``mean(softplus(-l_real)) + mean(softplus(l_fake))``, that is
     ``-E[log D(x)] - E[log(1 - D(G(z)))]``: Goodfellow et al., "Generative Adversarial Nets"
-    (2014), eq. 1 with its sign turned, for the discriminator maximises there.
+    (2014), eq. 1 with opposite sign, since the discriminator maximises there.
 
     Args:
         real_logits: of any shape, for images of the data.
@@ -30,7 +30,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def generator_loss(fake_logits: Tensor, loss: str = "nonsaturating") -> Tensor:
-    """What the generator minimises.
+    """The loss of the generator.
 
     ``nonsaturating``: ``mean(softplus(-l))``, that is ``-E[log D(G(z))]``; its gradient is largest
     where the discriminator is sure of a fake. ``minimax``: ``-mean(softplus(l))``, that is
@@ -85,7 +85,7 @@ def reconstruction_loss(reconstruction: Tensor, x: Tensor, kind: str = "mse") ->
 
 
 def negative_elbo(reconstruction_loss: Tensor, kl: Tensor, beta: float = 1.0) -> Tensor:
-    """What the VAE minimises: ``mean(-log p(x | z) + beta KL(q(z | x) || p(z)))``.
+    """The loss of the VAE: ``mean(-log p(x | z) + beta KL(q(z | x) || p(z)))``.
 
     Both terms are sums over a sample, averaged over the batch. With ``beta`` 1 it is the negative
     of eq. 10 of Kingma and Welling, "Auto-Encoding Variational Bayes" (2014), with one draw of z

@@ -1,4 +1,4 @@
-"""What a run is asked for: the part of it that must not change while it goes on."""
+"""Options of a run: those that must not change when the run is resumed."""
 
 from __future__ import annotations
 

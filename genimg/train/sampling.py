@@ -31,7 +31,7 @@ def latents(n: int, model: Model, seed: int) -> Tensor:
 
 @torch.no_grad()
 def draw(model: Model, z: Tensor) -> Tensor:
-    """What a generator or a VAE's decoder makes of ``z``, in eval mode.
+    """Decodes ``z`` by a generator or a VAE's decoder, in eval mode.
 
     Args:
         model: a `genimg.models.gan.Generator` or a `genimg.models.vae.VAE`; its mode is restored.

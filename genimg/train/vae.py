@@ -48,7 +48,7 @@ class VAETrainer:
 
     @property
     def model(self) -> vae.VAE:
-        """What a model file holds."""
+        """The module that a model file stores."""
         return self.vae
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
@@ -74,12 +74,12 @@ class VAETrainer:
         }
 
     def pictures(self, z: Tensor, reals: Tensor) -> dict[str, Tensor]:
-        """What the run shows of itself: the images that ``z`` gives, and ``reals`` again."""
+        """The pictures that the run saves: images of ``z``, and ``reals`` reconstructed."""
         return {"fakes": sampling.draw(self.vae, z), "recons": self.reconstruct(reals)}
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """What the VAE makes of ``x``, by the mean of q(z | x), in eval mode; on the CPU."""
+        """Reconstructs ``x`` from the mean of q(z | x), in eval mode; returns it on the CPU."""
         self.vae.eval()
         try:
             return self.vae.reconstruct(x.to(self.device)).cpu()

@@ -54,7 +54,7 @@ class Compile:
 
 
 def signature_of(kernel: Any, types: dict[str, str], constexprs: dict[str, Any]) -> dict[str, str]:
-    """Of every argument: as ``types`` says, ``constexpr`` where it has a value, else an ``i32``."""
+    """The type of every argument: from ``types``, ``constexpr`` if it has a value, else ``i32``."""
     return {
         name: "constexpr" if name in constexprs else types.get(name, "i32")
         for name in kernel.arg_names
@@ -63,7 +63,7 @@ def signature_of(kernel: Any, types: dict[str, str], constexprs: dict[str, Any])
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of it."""
+    """The resources of a compiled kernel."""
 
     registers: int
     stack: int
@@ -127,7 +127,7 @@ def faults(
     compiled: Compiled,
     narrow: dict[str, tuple[int, str]] | None = None,
 ) -> list[str]:
-    """What is wrong with it, in words.
+    """The faults of a compiled kernel, one sentence each.
 
     Args:
         entry, capability, dtype, compiled: what was compiled, and the result.

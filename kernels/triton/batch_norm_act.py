@@ -461,7 +461,7 @@ def compiles() -> Iterator[Compile]:
         ):
             block = {"PIXELS": pixels, "BLOCK_M": TILE // columns, "BLOCK_N": columns}
             size = f"{TILE // columns}x{columns} {'pixels' if pixels else 'planes'}"
-            # Of narrower ones neither the sizes nor the strides are known to divide by 16.
+            # Sizes and strides of narrower blocks are not known to be multiples of 16.
             known = ("columns", "stride") if columns >= 16 else ()
             yield _compile(kernel, size, block, NUM_WARPS, known)
             if optional and columns == 64:

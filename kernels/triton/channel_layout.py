@@ -69,7 +69,7 @@ def tile_of_channel(
 
 @triton.jit
 def sum_of_channel(tile, PIXELS: tl.constexpr):
-    """Of each channel: [BLOCK_N] of pixels, a scalar of planes."""
+    """The sum of each channel: [BLOCK_N] for pixels, a scalar for planes."""
     if PIXELS:
         if IN_STEPS:
             step: tl.constexpr = 16 if tile.shape[0] >= 16 else tile.shape[0]
@@ -175,7 +175,7 @@ def channel_view(x: Tensor) -> tuple[Tensor, Layout]:
 
 
 def memory_format_of(x: Tensor, layout: Layout) -> torch.memory_format:
-    """Of a dense tensor in the same order."""
+    """The memory format of a dense tensor in the same order."""
     last = layout.pixels and layout.lines > x.shape[0]
     return torch.channels_last if last else torch.contiguous_format
 

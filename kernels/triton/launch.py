@@ -69,7 +69,7 @@ def _key(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> tuple
 
 
 def launch(kernel: Any, grid: tuple[int, ...]) -> Callable[..., None]:
-    """What ``kernel[grid]`` is."""
+    """Returns a launcher that replaces ``kernel[grid]``."""
     # Dynamo must see the plain launch.
     if torch.compiler.is_compiling() or not _KEEPS or _is_watched(kernel):
         plain: Callable[..., None] = kernel[grid]
@@ -81,7 +81,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) ->
     key = _key(kernel, args, constants)
     try:
         kept = _kept.get(key)
-    except TypeError:  # what cannot be hashed is of no kind that is kept
+    except TypeError:  # arguments that cannot be hashed are not kept
         kept = None
     if kept is not None:
         compiled, rest = kept
@@ -90,7 +90,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) ->
     compiled = kernel[grid](*args, **constants)
     named = kernel.arg_names[len(args) :]
     known = all(isinstance(a, Tensor) or type(a) in _PLAIN for a in (*args, *constants.values()))
-    # What is not named stands in the kernel's own defaults.
+    # Arguments that are not named have the kernel's own defaults.
     if known and constants.keys() >= {*named} and isinstance(compiled, CompiledKernel):
         if len(_kept) >= _MOST:
             _kept.clear()

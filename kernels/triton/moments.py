@@ -60,7 +60,7 @@ def _merge(partial_ptr, first, last, rows, channels, c, BLOCK_ROWS: tl.constexpr
         overflowed = (tile_squares != tile_squares) & (means - means == 0.0)
         block_squares = tl.sum(tl.where(overflowed, float("inf"), tile_squares), 0)
         block_squares += tl.sum(counts * apart * apart, 0)
-        # What rounding has left of the mean, in the values about it.
+        # The rounding error of the mean, from the deviations about it.
         rest = tl.sum(counts * apart, 0) / tl.maximum(block_count, 1.0)
         block_mean += rest
         block_squares -= tl.where(block_squares < float("inf"), block_count * rest * rest, 0.0)
@@ -247,7 +247,7 @@ def _moments_bias_kernel(
 
 
 class Norm(NamedTuple):
-    """Of a batch norm: coefficients, and mean, rstd, unbiased variance, ``[channels]`` each."""
+    """A batch norm: coefficients, and mean, rstd, unbiased variance, ``[channels]`` each."""
 
     coef: Tensor
     mean: Tensor
@@ -310,7 +310,7 @@ def statistics(
     beta: Tensor | None,
     eps: float,
 ) -> Norm:
-    """Of the ``count`` values a channel that the tiles' rows tell of."""
+    """The norm of ``count`` values per channel, from the rows of the tiles."""
     with on_device_of(partial):
         partial = _grouped(partial, channels)
         coef = _floats(partial, 4, channels)
@@ -339,7 +339,7 @@ def running(
     beta: Tensor | None,
     eps: float,
 ) -> Norm:
-    """Of the running statistics."""
+    """The norm of the running statistics."""
     channels = running_mean.numel()
     coef = _floats(running_mean, 4, channels)
     mean, rstd = (_floats(running_mean, channels) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What every Triton kernel shares: whether Triton can run here, and on which device it launches."""
+"""Shared by all Triton kernels: whether Triton can run, and the device of a launch."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def add_buffer(
 
 
 def set_schedule(lib: ctypes.CDLL, schedule: Schedule) -> None:
-    """Of the launches from now on."""
+    """Sets the schedule of all later launches."""
     lib.simt_set_options(schedule.order, ctypes.c_uint64(schedule.seed), int(schedule.eager), 0)
 
 

@@ -78,7 +78,7 @@ def run(function: Callable[..., Any], args: Sequence[Any], schedule: Schedule) -
 
 
 def launches() -> int:
-    """Of kernels, by the last call of an op."""
+    """The number of kernels that the last call of an op launched."""
     return _bindings().bindings_launches()
 
 

@@ -172,14 +172,14 @@ class Worker:
         self.places[name] = self.reached.raw
 
     def fault_of(self, name: str) -> str:
-        """What a case finds, or nothing."""
+        """The fault that a case finds; empty if none."""
         op, case, dtype = self.units[name]
         self.refusals.value = 0
         errors = op.compare(case, "cpu", dtype, "cpu")
         return next((f"{e.result} {e.note or e.error}" for e in errors if not e.ok), "")
 
     def attempt(self, number: int) -> tuple[str, str]:
-        """What came of a mutant, and of which case."""
+        """The outcome of a mutant, and the case that decided it."""
         names = [name for name in self.units if self.places[name][number]]
         if not names:
             return "no case comes by", ""

@@ -28,12 +28,12 @@ gpu = SimpleNamespace(device=0, stream=7)
 
 
 def told(argument):
-    """What Triton's hooks are told of a launch is made anew for each."""
+    """The data of a launch for Triton's hooks, which Triton makes anew for each launch."""
     return argument.data if type(argument).__name__ == "LazyDict" else argument
 
 
 class Driver:
-    """What Triton asks of a driver between a call and its launcher."""
+    """The parts of a driver that Triton needs between a call and its launcher."""
 
     utils = SimpleNamespace(
         get_device_properties=lambda device: {"max_shared_mem": 1 << 17},

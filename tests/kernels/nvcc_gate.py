@@ -1,10 +1,10 @@
-"""What a CUDA kernel must be to pass ``make check-cuda`` and ``check-cuda-build``; needs no GPU.
+"""The gate of ``make check-cuda`` and ``check-cuda-build`` for CUDA kernels; needs no GPU.
 
 As CMake's compiler launcher it runs nvcc with ptxas' report on. It fails on a spill, on a stack
 frame, on ptxas' advice on wgmma (C7508, C7510, C7518 to C7520), and on a matrix kernel without
 matrix instructions in its binary. With ``report`` as its argument it prints registers, static
 shared memory, threads and occupancy of every kernel that was compiled under a folder. Dynamic
-shared memory is the launch's, which it does not know: occupancy is then an upper bound.
+shared memory is chosen at launch and is not known here: occupancy is then an upper bound.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MATRIX_CALL = re.compile(r"\bsimt::(mma|wgmma)_m\w+[(<]")
 
 
 def kernels_in(report: str) -> list[dict[str, str | int]]:
-    """What ptxas -v says of each kernel."""
+    """The report of ptxas -v for each kernel."""
     rows = []
     for found in ENTRY.finditer(report):
         shared = re.search(r"(\d+) bytes smem", found["rest"])
@@ -85,7 +85,7 @@ def with_headers(source: Path) -> str:
 
 
 def cuobjdump(*arguments: str | Path, folder: Path | None = None) -> str:
-    """What the toolkit's says, or Triton's."""
+    """The output of cuobjdump, from the toolkit or from Triton."""
     tool = shutil.which("cuobjdump")
     if tool is None:
         import triton

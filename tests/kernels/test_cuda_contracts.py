@@ -1,7 +1,7 @@
-"""What each wrapper of PTX does, as the PTX ISA has it: in the emulator, and on a GPU.
+"""Tests each wrapper of PTX against the PTX ISA, in the emulator and on a GPU.
 
-One kernel each (``tests/emulator/kernels/contract_*.cu``); the emulated layouts hold for a GPU as
-far as the second half of these has passed there.
+One kernel each (``tests/emulator/kernels/contract_*.cu``); the emulated layouts are confirmed for a
+GPU once the second half of these tests has passed there.
 """
 
 import emulator
@@ -105,7 +105,7 @@ CORNERS = [(0, 0), (8, 5), (-24, -3), (40, 17), (80, 0), (16, -8)]
 @pytest.mark.parametrize("swizzle", [False, True], ids=["plain", "swizzled"])
 @pytest.mark.parametrize("corner", CORNERS, ids=str)
 def test_tma_box(hopper, corner, swizzle):
-    """What is outside comes as zeros, and counts as bytes."""
+    """Elements outside the tensor are zeros, and count as bytes."""
     x, out = numbers(21, 80), torch.empty(8, 64, dtype=torch.int16)
     hopper("contract_tma", Read(x), Write(out), 21, 80, *corner, swizzle)
     padded = F.pad(x, (64, 64, 8, 8))

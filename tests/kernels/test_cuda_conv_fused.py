@@ -271,7 +271,7 @@ def test_few_channels(small_c, large_c, kernel, stride, padding, prologue, dtype
 
 
 def statistics_of(x):
-    """Of the channels of an image that a 1x1 convolution by 1 leaves as it is."""
+    """Statistics of an image's channels, through a 1x1 convolution that is the identity."""
     channels = x.shape[1]
     weight = torch.eye(channels).view(channels, channels, 1, 1).to(x.dtype)
     sizes = conv.geometry(x.shape, x.shape, weight, (1, 1), (0, 0))

@@ -134,7 +134,7 @@ def test_pointers_between_vectors_go_the_portable_way(direction):
 
 @DIRECTIONS
 def test_nan_and_infinity_stay_in_their_taps(direction):
-    """What is outside the image, or beyond the channels, multiplies nothing but zeros."""
+    """Values outside the image or beyond the channels are multiplied by zeros only."""
     given, wanted = images(direction, (1, 8, 4, 5), 8)
     x, weight = draw(*given), draw(8, 8, 4, 4)
     x[0, 3, 0, 0], x[0, 5, -1, -1] = float("nan"), float("inf")

@@ -78,7 +78,7 @@ def test_tf32(monkeypatch):
 
 Layer, UP, DOWN = reference._Layer, Direction.UP, Direction.DOWN
 TANH = Layer(UP, 3, norm=False, activation=Activation.TANH)
-# What the last launch forward, and the last backward, is: of these, the few channels' alone.
+# Whether the last launch, forward and backward, is the kernel for few channels.
 FEW = {
     "last_layer": ((2, 5, 5, 7), (Layer(UP, 24), TANH), (True, False)),
     "frozen_last_layer": ((2, 5, 5, 7), (Layer(UP, 21, frozen=True), TANH), (True, False)),
@@ -109,7 +109,7 @@ def test_few_channels_have_their_kernel(name, dtype, monkeypatch):
 
 
 def test_the_kernels_for_hopper_when_asked(monkeypatch):
-    """Of a generator's inner layers; the last launches are dgrad's forward and fprop's backward."""
+    """A generator's inner layers; the last launches are dgrad forward and fprop backward."""
     monkeypatch.setenv("GENIMG_CUDA_SM90", "1")
     layers = (Layer(UP, 24), Layer(UP, 16, norm=False, activation=Activation.TANH))
     case, entry = reference._case("hopper", "", (3, 16, 9, 8), layers), OPS["conv_stack"]

@@ -58,7 +58,7 @@ def _batch_norm(shape, memory_format=torch.contiguous_format, offset=0):
 
 
 NHWC = torch.channels_last
-# What the ops' own small cases do not reach: vectors, several blocks a channel, idle threads.
+# Cases beyond the ops' own small ones: vectors, several blocks per channel, idle threads.
 LARGER = {
     "planes_vectors": _batch_norm((4, 16, 16, 16)),
     "planes_shares": _batch_norm((3, 2, 64, 96)),

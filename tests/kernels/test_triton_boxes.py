@@ -111,17 +111,10 @@ def noise(*shape, seed):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("odd_batch", torch.float32),
-        ("odd_batch", torch.float16),
-        ("parts_of_an_image", torch.float32),
-    ],
-)
-def test_as_by_pointers_to_the_bit(name, dtype, boxed, monkeypatch):
-    """Of integers, which any order of summands adds up alike: NumPy's differs from CPU to CPU."""
-    data = Data(*GEOMETRIES[name][:-2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_as_by_pointers_to_the_bit(dtype, boxed, monkeypatch):
+    """On integers, whose sums are exact in any order: NumPy's order differs from CPU to CPU."""
+    data = Data(*GEOMETRIES["odd_batch"][:-2])
     for kernel, x, y in ((FPROP, data.large, data.small), (DGRAD, data.small, data.large)):
         image = read(x, dtype)
         raw, coef = draw(*y.shape), draw(4, y.shape[1]).float()
@@ -134,13 +127,12 @@ def test_as_by_pointers_to_the_bit(name, dtype, boxed, monkeypatch):
             assert boxed[-2] is not None
             assert boxed[-1] is None
             assert torch.equal(got, wanted)
-            if name == "odd_batch":
-                assert torch.equal(partial, wanted_partial)
+            assert torch.equal(partial, wanted_partial)
 
 
 @pytest.mark.parametrize("name", ["odd_batch", "parts_of_an_image", "odd_large"])
 def test_statistics(name, boxed):
-    """Of every value once, where mean and deviation are five orders apart.
+    """Every value is counted once, where mean and deviation are five orders of magnitude apart.
 
     A tile's mean is then rounded by 1/300 of the deviation, as it is by pointers.
     """

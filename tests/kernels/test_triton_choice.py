@@ -247,7 +247,7 @@ def test_a_candidate_that_fails_leaves_the_table(clock, monkeypatch):
 
 
 PRECISIONS = ((torch.float16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee"))
-# What an architecture takes its tiles from is compiled for this one.
+# The architecture for which the tiles of each architecture are compiled.
 COMPILED_FOR = {86: 120, 87: 80, 89: 120, 103: 100, 121: 120}
 FEW = 3
 

@@ -1,4 +1,4 @@
-"""What the epilogues of the Triton contractions find out of channels, and how rows are merged."""
+"""Statistics from the epilogues of the Triton contractions, and the merging of their rows."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def per_channel(x):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_statistics(name):
-    """Of the values as stored: half ones, of mean 100 and standard deviation 1 or so."""
+    """Statistics of the values as stored: half precision, mean 100, standard deviation about 1."""
     transposed, x, weight, *options = LAYERS[name]
     convolution = Convolution(transposed, *options)
     weight = (0.1 * draw(*weight)).half()

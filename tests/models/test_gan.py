@@ -1,4 +1,4 @@
-"""What is the generator's and the discriminator's own; what all models share is in test_models."""
+"""Tests of the generator and the discriminator; test_models has those of all models."""
 
 import pytest
 import torch

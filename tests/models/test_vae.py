@@ -1,4 +1,4 @@
-"""What is the VAE's own; what all models share is in test_models."""
+"""Tests of the VAE; test_models has those of all models."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What every op promises alike; what is an op's own stands in its own file."""
+"""The guarantees of every op; each op's own tests are in its own file."""
 
 from functools import partial
 
@@ -47,7 +47,7 @@ def typical(op, backend):
 
 @pytest.fixture(params=["auto", "cpu", "triton"])
 def backend(request):
-    """What auto takes is, for the small cases here, mostly the reference."""
+    """The backend. For the small cases here auto mostly selects the reference."""
     if request.param == "cpu" and not _native.available():
         pytest.skip(_native.why_not())
     if request.param == "triton":

@@ -1,4 +1,4 @@
-"""What may be edited in place between forward and backward: what torch allows."""
+"""Tensors may be edited in place between forward and backward where torch allows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What PyTorch refuses is refused with PyTorch's kind of exception, whatever backend is named."""
+"""Arguments that PyTorch refuses raise PyTorch's type of exception under every backend."""
 
 import numpy as np
 import pytest

@@ -171,7 +171,7 @@ def test_cumulative_average(backend):
 
 @each_backend
 def test_a_refused_batch_changes_nothing(backend):
-    """Of other channels, of one value a channel behind an earlier norm, or of another dtype."""
+    """A batch with other channels, with one value per channel after a norm, or of another dtype."""
     model, plain = twins(momentum=None)
     x = torch.randn(2, 3, 6, 6)
     for layers in (model, plain):
@@ -286,7 +286,7 @@ def storages(value):
 @native
 @pytest.mark.parametrize("training", [True, False])
 def test_no_op_hands_out_an_alias(training):
-    """Of an input, running statistics among them: what is kept must outlive their updates."""
+    """No alias of an input or of running statistics: saved tensors must not see their updates."""
     ops = torch.ops.genimg
     x, c = torch.randn(2, 4, 6, 6), torch.rand(4) + 0.5
     mean, var = torch.randn(4), torch.rand(4) + 0.5

@@ -1,4 +1,4 @@
-"""What only PyTorch's own ops have rules for: tangents of forward mode and batched gradients."""
+"""Transforms that only PyTorch's own ops support: forward mode and batched gradients."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ KERNELS = [
     ),
     pytest.param("triton", marks=needs_triton),
 ]
-# Of each op, that a kernel serves, and quickly in Triton's interpreter.
+# A case of each op that a kernel supports, and that is quick in Triton's interpreter.
 CASE = {
     "batch_norm_act": "primes",
     "conv2d": "k4s2p1_primes",

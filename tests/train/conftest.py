@@ -1,4 +1,4 @@
-"""What the tests of training share: runs that take a fraction of a second."""
+"""Fixtures of the training tests: runs that take a fraction of a second."""
 
 from __future__ import annotations
 

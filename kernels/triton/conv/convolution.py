@@ -26,7 +26,7 @@ class Convolution(NamedTuple):
     dilation: Pair = (1, 1)
 
     def out_shape(self, shape: Sequence[int], weight: Tensor) -> tuple[int, ...]:
-        """Of the output for an input of ``shape``."""
+        """The shape of the output for an input of ``shape``."""
         sizes = []
         for axis in range(2):
             reach = self.dilation[axis] * (weight.shape[2 + axis] - 1)

@@ -1,4 +1,4 @@
-"""What becomes of a contraction's tile in registers, besides being stored.
+"""Operations on a contraction's tile in registers, before and beside its store.
 
 - bias and activation (leaky, relu, tanh, sigmoid)
 - ``statistics``: per tile and channel the number of values, their mean and their squared deviations
@@ -6,10 +6,10 @@
 - ``gate``: the tile is the gradient of an activation ``leaky(z)``; stored is
   ``dz = z > 0 ? tile : slope tile``, with ``z`` from the raw ``y`` that lies where the tile goes
   (``affine``: ``z = scale (y - mean) + shift``; ``sign``: ``z`` has ``y``'s sign), and per tile and
-  channel the sums of ``dz`` and of ``dz (y - mean)``; ``affine_relu`` and ``sign_relu`` serve
-  a slope of 0, which masks: a product with 0 would make NaN of an infinite gradient
+  channel the sums of ``dz`` and of ``dz (y - mean)``; ``affine_relu`` and ``sign_relu`` are
+  for a slope of 0, which masks: multiplying an infinite gradient by 0 would give NaN
 
-``moments.py`` puts the tiles' rows together.
+``moments.py`` merges the tiles' rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOMENTS, SUMS = 3, 2
 
 
 class Epilogue(NamedTuple):
-    """What to do with a result; ``gate_y`` and ``gate_coef`` are as in ``prologue.py``."""
+    """The epilogue of a result; ``gate_y`` and ``gate_coef`` are as in ``prologue.py``."""
 
     bias: Tensor | None = None
     activation: str = NONE
@@ -40,7 +40,7 @@ class Epilogue(NamedTuple):
 
     @property
     def kind(self) -> tuple[bool, str, bool, str]:
-        """What a kernel is compiled for."""
+        """The constants that a kernel is compiled for."""
         return self.bias is not None, self.activation, self.statistics, self.gate
 
     def partials(self, rows: int, columns: int, like: Tensor) -> Tensor | None:
@@ -134,13 +134,13 @@ def write_tile(
             tile = tl.where(z > 0, tile, tile * slope)
     stored = tile.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + offsets, stored, mask=inside)
-    # What is known of the values is of those that the next kernel reads.
+    # The statistics are of the values as stored, which the next kernel reads.
     values = tl.where(inside, stored.to(tl.float32), 0.0)
     if STATISTICS:
         count = tl.sum(inside_rows.to(tl.float32), 0)
         mean = tl.sum(values, 0) / tl.maximum(count, 1.0)
         deviation = tl.where(inside, values - mean[None, :], 0.0)
-        # What rounding has left of the mean, in the values about it.
+        # The rounding error of the mean, from the deviations about it.
         rest = tl.sum(deviation, 0) / tl.maximum(count, 1.0)
         squares = tl.sum(deviation * deviation, 0) - count * rest * rest
         tl.store(partial, tl.zeros_like(mean) + count, mask=known)

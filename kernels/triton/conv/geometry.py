@@ -1,4 +1,4 @@
-"""What relates the two images of a convolution, and how they and its numbers are laid out.
+"""The geometry of a convolution: how its two images are related and laid out in memory.
 
 A convolution ties a *small* image ``[N, hs, ws, cs]`` to a *large* one ``[N, hl, wl, cl]``: pixel
 ``i`` and tap ``k`` of the small one meet pixel ``i s - p + k d`` of the large one. conv2d reads the
@@ -50,27 +50,27 @@ class Geometry(NamedTuple):
 
     @property
     def taps(self) -> int:
-        """Of the kernel."""
+        """The number of taps of the kernel."""
         return self.kernel[0] * self.kernel[1]
 
     @property
     def small_pixels(self) -> int:
-        """Of all images."""
+        """The number of pixels of all small images."""
         return self.batch * self.small[0] * self.small[1]
 
     @property
     def phase_size(self) -> Pair:
-        """Of one phase of the large image; the last ones may be smaller."""
+        """The size of one phase of the large image; the last phases may be smaller."""
         (height, width), (stride_h, stride_w) = self.large, self.stride
         return (height + stride_h - 1) // stride_h, (width + stride_w - 1) // stride_w
 
     @property
     def bucket(self) -> tuple[int | Pair, ...]:
-        """What calls that one tile suits have in common: all but the batch, up to a power of 2."""
+        """A key of calls that share a tile; the batch is rounded up to a power of 2."""
         return (1 << (self.batch - 1).bit_length(), *self[1:-2])
 
     def constants(self) -> dict[str, int | bool]:
-        """What the kernels are compiled for."""
+        """The constants that the kernels are compiled for."""
         (kernel_h, kernel_w), (stride_h, stride_w) = self.kernel, self.stride
         (pad_h, pad_w), (dilation_h, dilation_w) = self.padding, self.dilation
         return {
@@ -140,7 +140,7 @@ class Phases(NamedTuple):
 
 
 def phases(kernel: int, stride: int, dilation: int) -> Phases:
-    """Of one axis."""
+    """The phases of one axis."""
     common = math.gcd(stride, dilation)
     step = stride // common
     inverse = pow(dilation // common, -1, step) if step > 1 else 0

@@ -39,20 +39,21 @@ class Tile(NamedTuple):
         return f"{self} warps {self.warps} stages {self.stages}"
 
     def blocks(self) -> dict[str, int]:
-        """What a kernel is compiled for."""
+        """The constants that a kernel is compiled for."""
         return {"BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_K": self.k}
 
     def options(self) -> dict[str, int]:
-        """What the compiler is given besides."""
+        """The options of the compiler."""
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
 class Tiles(NamedTuple):
-    """Of fprop and dgrad by columns, and of wgrad by rows and columns: the first that holds them.
+    """The tiles of fprop and dgrad by columns, and of wgrad by rows and columns.
 
-    The last one takes whatever is larger. ``weight_few`` is wgrad's for few channels.
-    ``image_more`` are fprop's and dgrad's that only a measurement takes, in place of one as wide.
-    ``image_few`` are fprop's where it gathers few channels, whose addresses need many registers.
+    The first tile that holds them is used; larger ones use the last tile. ``weight_few``: wgrad's
+    tile for few channels. ``image_more``: tiles of fprop and dgrad that only a measurement selects,
+    in place of a tile of the same width. ``image_few``: fprop's tiles where it gathers few
+    channels, whose addresses need many registers.
     """
 
     image: tuple[Tile, ...]
@@ -164,10 +165,10 @@ _TMA_ROOMY = (
     Tile(128, 128, 64, 8, 3, tma=True),
     Tile(128, 128, 64, 8, 4, tma=True),
 )
-# Of 128 columns, sm_120's spill in float16 under Triton 3.7.
+# On sm_120, tiles of 128 columns spill in float16 under Triton 3.7.
 _TMA_TIGHT = (Tile(128, 64, 64, 8, 3, tma=True), Tile(128, 64, 32, 8, 3, tma=True))
 TMA: dict[int, tuple[Tile, ...]] = {
-    # Of 64 pixels, sm_100's spill in float16.
+    # On sm_100, tiles of 64 pixels spill in float16.
     90: (*_TMA_ROOMY, Tile(64, 64, 64, 4, 4, tma=True)),
     **{100: _TMA_ROOMY, 103: _TMA_ROOMY},
     **{120: _TMA_TIGHT, 121: _TMA_TIGHT},
@@ -220,10 +221,10 @@ MOST_TILES = 6
 
 
 def image_tiles(x: Tensor, precision: str, columns: int, summands: int) -> list[Tile]:
-    """Of fprop and dgrad, for so many columns and, under one tap, summands.
+    """The tiles of fprop and dgrad for ``columns`` columns and ``summands`` summands of one tap.
 
-    First the table's, then those that may be faster: the next narrower one, of which more programs
-    run, and others as wide, of which those by descriptors serve but some images.
+    First the table's tile, then those that may be faster: the next narrower one, which gives more
+    programs, and others of the same width; those that read by descriptors support some images only.
     """
     tiles = _tiles(x, precision)
     widths = tiles.image
@@ -234,7 +235,7 @@ def image_tiles(x: Tensor, precision: str, columns: int, summands: int) -> list[
 
 
 def im2col_tiles(x: Tensor, precision: str, columns: int, summands: int) -> list[Tile]:
-    """Of fprop where it gathers so many summands, of all taps: the first that holds the columns."""
+    """The tiles of fprop where it gathers the summands of all taps; the first holds the columns."""
     tiles = _tiles(x, precision).image_few
     at = next((i for i, tile in enumerate(tiles) if columns <= tile.n), len(tiles) - 1)
     return _fitted([tiles[at], *tiles[:at], *tiles[at + 1 :]], summands)
@@ -247,7 +248,7 @@ def _by_descriptors(x: Tensor) -> tuple[Tile, ...]:
 
 
 def phases_tiles(x: Tensor, precision: str, columns: int, summands: int) -> list[Tile]:
-    """Of dgrad for few channels: those that hold all columns."""
+    """The tiles of dgrad for few channels: those that hold all columns."""
     width = _power_of_2(columns)
     table, *others = image_tiles(x, precision, columns, summands)
     return [table._replace(n=width), *(tile for tile in others if tile.n == width and not tile.tma)]
@@ -260,7 +261,7 @@ def _fitted(tiles: list[Tile], summands: int) -> list[Tile]:
 
 
 def weight_tiles(x: Tensor, precision: str, rows: int, columns: int, few: bool) -> Sequence[Tile]:
-    """Of wgrad: first the table's, then the smaller ones, which split the pixels less."""
+    """The tiles of wgrad: first the table's, then smaller ones, which split the pixels less."""
     tiles = _tiles(x, precision)
     if few:
         return (tiles.weight_few,)

@@ -32,7 +32,7 @@ SPARE = 8
 
 
 class Box(NamedTuple):
-    """What a tile's rows are, width innermost; all are powers of two."""
+    """The shape of a tile's rows, width innermost; all sizes are powers of two."""
 
     images: int
     height: int
@@ -49,7 +49,7 @@ class Box(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What a contraction reads, by descriptors if there is a box; and how many tiles there are."""
+    """The operands of a contraction, as descriptors if there is a box, and the number of tiles."""
 
     x: Tensor | TensorDescriptor
     y: Tensor | TensorDescriptor | None
@@ -59,13 +59,13 @@ class Operands(NamedTuple):
 
 
 def box_constants(box: Box | None) -> dict[str, int]:
-    """What a kernel is compiled for; without a box, rows are pixels one after the other."""
+    """The constants that a kernel is compiled for; without a box, rows are consecutive pixels."""
     images, height, width = box or (0, 0, 0)
     return {"BOX_N": images, "BOX_H": height, "BOX_W": width}
 
 
 def fprop_box(tile: Tile, image: FusedInput, weight: Tensor, g: Geometry) -> Box | None:
-    """Of the small image's pixels, or None where ``tile`` is read by pointers."""
+    """The box of the small image's pixels, or None if ``tile`` is read by pointers."""
     (height, width), (stride_h, stride_w) = g.large, g.stride
     whole = height % stride_h == 0 and width % stride_w == 0
     gathered = not g.folded and g.large_channels <= FEW_CHANNELS
@@ -75,7 +75,7 @@ def fprop_box(tile: Tile, image: FusedInput, weight: Tensor, g: Geometry) -> Box
 
 
 def dgrad_box(tile: Tile, image: FusedInput, weight: Tensor, g: Geometry) -> Box | None:
-    """Of one phase of the large image's, or None where ``tile`` is read by pointers."""
+    """The box of one phase of the large image, or None if ``tile`` is read by pointers."""
     return box_of(tile.m, g.batch, g.phase_size) if _within_reach(tile, image, weight, g) else None
 
 
@@ -109,7 +109,7 @@ def _pointers(tile: Tile, image: FusedInput, weight: Tensor, pixels: int) -> Ope
 
 def _within_reach(tile: Tile, image: FusedInput, weight: Tensor, g: Geometry) -> bool:
     """Whether the GPU has TMA, and descriptors may name these tensors."""
-    # What is traced may be run on tensors of another alignment.
+    # A traced call may run on tensors of another alignment.
     if not tile.tma or torch.compiler.is_compiling() or not has_tma(image.x.device):
         return False
     channels = (g.small_channels, g.large_channels)
@@ -120,7 +120,7 @@ def _within_reach(tile: Tile, image: FusedInput, weight: Tensor, g: Geometry) ->
 
 
 def box_of(rows: int, batch: int, size: Pair) -> Box | None:
-    """Of about as few tiles as pixels in a row take; of these, what shares most between taps."""
+    """The box that shares most pixels between taps, of those with about the fewest tiles."""
     in_a_row = triton.cdiv(batch * size[0] * size[1], rows)
     most = in_a_row + in_a_row // SPARE
     boxes = [box for box in _boxes(rows, size) if box.tiles(batch, size) <= most]
@@ -172,7 +172,7 @@ def pixels_of_tile(
     BOX_H: tl.constexpr,
     BOX_W: tl.constexpr,
 ):
-    """Of a tile's pixels: which of all, image, row, column, whether they exist; then the corner."""
+    """A tile's pixels: index, image, row, column, whether they exist; then the tile's corner."""
     m = tl.arange(0, BLOCK_M)
     if BOX_N:
         across = tl.cdiv(width, BOX_W)

@@ -250,7 +250,7 @@ def wgrad(
 
 
 def _strides(weight: Tensor) -> tuple[int, int, int]:
-    """Of rows, taps and channels of a dense weight; a tap is ``kh * KW + kw``."""
+    """Strides of rows, taps and channels of a dense weight; a tap is ``kh * KW + kw``."""
     _, channels, kernel_h, kernel_w = weight.shape
     if weight.is_contiguous(memory_format=torch.channels_last):
         return channels * kernel_h * kernel_w, channels, 1
