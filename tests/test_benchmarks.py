@@ -64,8 +64,8 @@ def test_report_of_a_gpu():
     other = {name: row for name, row in rows.items() if "triton" not in name}
     lines = report.table({"conv a forward": rows, "conv b forward": other}).splitlines()
     assert lines[0] == (
-        "| op, case, pass | taken | genimg | eager | triton_channels_last | GFLOP/s | of the bound "
-        "| best PyTorch / genimg |"
+        "| op, case, pass | selected | genimg | eager | triton_channels_last | GFLOP/s "
+        "| of the bound | best PyTorch / genimg |"
     )
     assert lines[2] == (
         "| conv a forward | reference | 0.500 | 0.500 | 0.125 (80%) | 2000 | 20% | 1.00 (eager) |"
@@ -307,7 +307,7 @@ def test_a_wrong_kernel_is_never_timed(worker, capsys):
 
 
 def test_what_hangs_or_dies_takes_nothing_else_with_it(tmp_path, monkeypatch, capsys, worker):
-    """Of three measurements one ends its process, and one never returns."""
+    """One of three measurements ends its process, and one never returns."""
     bench = load("gpu_bench")
     script = tmp_path / "worker.py"
     script.write_text(
