@@ -283,6 +283,16 @@ def talk(child: subprocess.Popen[str], numbers: str) -> list[Any]:
     return found
 
 
+def drawn(mutants: list[Mutant], count: int, files: dict[str, str]) -> list[Mutant]:
+    """So many of the mutants, others after each change of the sources."""
+    salt = "".join(files.values())
+
+    def rank(mutant: Mutant) -> bytes:
+        return sha256(f"{mutant} {salt}".encode()).digest()
+
+    return sorted(sorted(mutants, key=rank)[:count], key=lambda mutant: mutant.number)
+
+
 def rule_of(mutant: Mutant, machine: Machine) -> Rule | None:
     return next((rule for rule in RULES if rule.covers(mutant, machine)), None)
 
@@ -312,6 +322,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="on every pretended machine")
     parser.add_argument("--machine", action="append", help="by name; default: the best one here")
     parser.add_argument("--only", default="", help="mutants whose description this matches")
+    parser.add_argument("--sample", type=int, help="so many mutants alone")
     parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 8))
     parser.add_argument(
         "--equivalent", action="store_true", help="those of equivalent_mutants.py instead"
@@ -342,6 +353,8 @@ def main() -> None:
         tried = [
             mutant for mutant in mutants if bool(rule_of(mutant, machine)) == options.equivalent
         ]
+        if options.sample is not None:
+            tried = drawn(tried, options.sample, files)
         found = attempt_all(machine, tried, options.processes)
         if options.verbose:
             for mutant in tried:
