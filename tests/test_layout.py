@@ -107,6 +107,43 @@ def test_no_path_of_one_machine():
     assert lines_that_match(r"(?<![\w.\])}])/(home|work|tmp|root|Users)/\w", list(files())) == []
 
 
+def openings(path: Path) -> list[tuple[int, str]]:
+    """The first line of every docstring and of every block of comments, with its number."""
+    source = text(path)
+    found = []
+    if path.suffix == ".py":
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, kinds) and (docstring := ast.get_docstring(node)):
+                found.append((node.body[0].lineno, docstring))
+    mark = "#" if path.suffix == ".py" else "//"
+    comments = [re.match(rf"\s*{mark}\s*(.*)", line) for line in source.splitlines()]
+    for number, (before, comment) in enumerate(zip([None, *comments], comments, strict=False), 1):
+        if comment and not before:
+            found.append((number, comment[1]))
+    return found
+
+
+def test_comments_name_their_subject():
+    folders = ("genimg/", "kernels/", "csrc/", "tests/", "benchmarks/")
+    paths = [path for room in folders for path in under(room, ".py", ".h", ".cpp", ".cu")]
+    headless = [
+        f"{name(path)}:{number}: {opening}"
+        for path in paths
+        for number, opening in openings(path)
+        if opening.startswith("Of ")
+    ]
+    assert headless == []
+
+
+def test_architecture_page_has_the_rooms_in_order():
+    page = text(ROOT / "docs/architecture.md").split("## Layers")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE)
+    rooms = re.findall(r"`(\w+)`", " ".join(rows))
+    assert len(rooms) > 10
+    assert rooms == [room for room in ROOMS if room in rooms]
+
+
 def test_packages_are_the_folders():
     tomllib = pytest.importorskip("tomllib")
     setuptools = tomllib.loads(text(ROOT / "pyproject.toml"))["tool"]["setuptools"]
