@@ -53,7 +53,7 @@ class Results:
         self.write()
 
     def write(self) -> None:
-        """By a rename, so that who kills us leaves a whole file."""
+        """Writes by a rename, so that a killed process leaves a complete file."""
         text = json.dumps({"facts": self.facts, "rows": self.rows}, indent=1)
         part = self.path.with_suffix(".part")
         part.write_text(text, encoding="utf-8")

@@ -85,7 +85,7 @@ class Out:
         graph: bool = True,
         names: bool = False,
     ) -> None:
-        """Time what ``make`` gives, which raises where it is not to be timed."""
+        """Times the step that ``make`` returns; ``make`` raises if it must not be timed."""
         if time.time() > self.deadline or _key(where) in self.done:
             return
         self.say(begin=where)

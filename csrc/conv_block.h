@@ -56,7 +56,7 @@ struct ConvBlock {
   NormGrads norm_backward(const at::Tensor& grad_y, const at::Tensor& y, const at::Tensor& raw,
                           const at::Tensor& mean, const at::Tensor& rstd, bool training) const;
   at::Tensor activation_backward(const at::Tensor& grad_y, const at::Tensor& y) const;
-  // Of the convolution's bias, which a norm that takes statistics cancels.
+  // The gradient of the convolution's bias, which a norm that takes statistics cancels.
   at::Tensor bias_grad(const at::Tensor& grad_beta, const at::Tensor& scale, bool training) const;
   at::Tensor weight_backward(const FusedInput& image, const FusedInput& grad) const;
   at::Tensor input_backward(const FusedInput& grad, const at::Tensor& like) const;

@@ -1,4 +1,4 @@
-"""The command line. What a command needs is imported when it runs, so that ``--help`` is quick."""
+"""The command line. Each command imports its modules when it runs, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Runs ``genimg`` with these arguments, by default those of the process.
 
     Returns:
-        The exit code: 0; 2 with one line on stderr for what the caller can put right; 1 for a run
-        that came to nothing, or a result that is wrong; 128 plus the signal's number for an
-        interrupted one, SIGPIPE's where nobody reads the output.
+        The exit code: 0; 2 with one line on stderr for an error that the caller can correct; 1 for
+        a run without a result, or a wrong result; 128 plus the signal's number for an interrupted
+        run, SIGPIPE's if the reader of the output has gone.
 
     Raises:
-        Exception: a mistake of genimg's own, after a line that says how to report it.
+        Exception: an internal error of genimg, after a line that says how to report it.
     """
     terminal.escape_what_does_not_fit()
     try:
@@ -80,7 +80,7 @@ def _fail(message: str, code: int = 2) -> int:
 
 
 def _report(error: Exception) -> int | None:
-    """Prints an error that is the caller's to put right; None for one that is ours."""
+    """Prints an error that the caller can correct; None for an internal error."""
     from torch import OutOfMemoryError
 
     from genimg.backends import BackendError
@@ -285,7 +285,7 @@ def interpolate(
 
 
 def _open(model: Path, out: Path | None, device: str, force: bool) -> tuple[Path, Any]:
-    """Where to write, and the model; and every reason not to write, before any work is done."""
+    """Returns the path to write and the model; raises every reason not to write before any work."""
     from genimg.train import checkpoint, files
     from genimg.train.options import Options
 

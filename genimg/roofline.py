@@ -31,7 +31,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Work:
-    """Of one kernel: floating-point operations, and bytes that go to or come from memory."""
+    """One kernel's floating-point operations, and bytes that go to or come from memory."""
 
     operations: float
     moved: float
@@ -97,14 +97,14 @@ class Contraction:
 
 
 def conv2d(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Contraction:
-    """Of :func:`genimg.ops.conv2d`'s arguments."""
+    """The contraction of :func:`genimg.ops.conv2d`'s arguments."""
     shape = _output(reference.conv2d, x, weight, *args, **kwargs)
     pixels = shape[0] * prod(shape[-2:])
     return Contraction(tuple(x.shape), tuple(weight.shape), shape, pixels, x.element_size())
 
 
 def conv_transpose2d(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Contraction:
-    """Of :func:`genimg.ops.conv_transpose2d`'s arguments."""
+    """The contraction of :func:`genimg.ops.conv_transpose2d`'s arguments."""
     shape = _output(reference.conv_transpose2d, x, weight, *args, **kwargs)
     pixels = x.shape[0] * prod(x.shape[-2:])
     return Contraction(tuple(x.shape), tuple(weight.shape), shape, pixels, x.element_size())

@@ -23,7 +23,7 @@ def interleaved_medians(
 ) -> dict[str, float]:
     """Median milliseconds of each step over rounds that run every step in turn.
 
-    A slow spell of the machine thereby falls on all of them. At least five rounds, then as many as
+    A slow phase of the machine thereby affects all of them. At least five rounds, then as many as
     fit in ``seconds``.
     """
     samples: dict[str, list[float]] = {name: [] for name in steps}

@@ -1,8 +1,8 @@
-"""Machines that this one can pretend to be: what PyTorch and genimg ask of the CPU, by environment.
+"""Machines that this one can pretend to be, by the environment of a process.
 
-oneDNN, ATen's own kernels, MKL and genimg choose their code by the CPU; each reads a variable that
-lowers the choice. Together with the number of threads that is most of what another machine changes
-in a result.
+oneDNN, ATen's own kernels, MKL and genimg select their code by the CPU; each reads a variable that
+lowers the selection. Together with the number of threads this covers most of the differences that
+another machine makes in a result.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def test_gradient_penalty() -> None:
 
 
 def test_compile_a_model() -> None:
-    """By a backend that needs no C++ compiler, and no half minute of it."""
+    """Compiles by a backend that needs no C++ compiler and less than half a minute."""
     output = printed("compile_a_model.py", "--backend", "aot_eager")
     numbers("compiled by aot_eager into one graph, and run, in # s", output)
     compiled, plain = numbers("loss: compiled #, not compiled #", output)

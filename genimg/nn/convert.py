@@ -227,13 +227,13 @@ def _why_not(module: torch.nn.Module) -> str | None:
         if own is not None:
             return _why_replaced(own)
         if getattr(module, "padding_mode", "zeros") != "zeros":
-            return f"padding_mode={module.padding_mode!r} is PyTorch's to pad"
+            return f"padding_mode={module.padding_mode!r} is not supported, only zeros"
         return None
     if kind in _PLAIN or not isinstance(module, _RELATED):
         return None
     if any(isinstance(module, layer) for layer in _LAYERS):
         return _why_subclass(module)
-    return "genimg serves the 2-D layers Conv2d, ConvTranspose2d, BatchNorm2d and LeakyReLU"
+    return "genimg supports the 2-D layers Conv2d, ConvTranspose2d, BatchNorm2d and LeakyReLU"
 
 
 def _why_replaced(method: str) -> str:

@@ -96,7 +96,7 @@ def out_shape(shape: Sequence[int], block: ConvBlock) -> tuple[int, ...]:
 def formats_of(
     x: Tensor, blocks: Sequence[ConvBlock]
 ) -> tuple[list[torch.memory_format], torch.memory_format]:
-    """Of each convolution's output and gradients, and of the stack's output, as torch has them."""
+    """The formats of each convolution's output and gradients, and of the stack's output."""
     formats = []
     shape: Sequence[int] = x.shape
     layout = suggested_format(x)

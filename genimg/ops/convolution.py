@@ -30,7 +30,7 @@ MAX_KERNEL = 16
 """Taps along one axis that the C++ kernels have room for."""
 
 MAX_PIXELS = 2**30
-"""Of a batch, that the Triton kernels count; values there may be more than 2**31."""
+"""The most pixels of a batch that the Triton kernels count; values may exceed 2**31."""
 
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -245,7 +245,7 @@ def has_winograd_kernel(shape: Sequence[int], weight: Tensor, geometry: Geometry
 
 
 def multiplications(shape: Sequence[int], weight: Tensor, geometry: Geometry) -> int:
-    """Of the convolution as it is defined, padding included."""
+    """The multiplications of the convolution as it is defined, padding included."""
     sizes = tuple(shape[2:]) if geometry.transposed else geometry.out_size(shape, weight)
     return shape[0] * sizes[0] * sizes[1] * weight.numel()
 
@@ -367,6 +367,6 @@ def fake_grads(
 
 
 def memory_format_of(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """Of a convolution's output and of its gradients, as PyTorch passes it on."""
+    """The memory format of a convolution's output and gradients, as PyTorch passes it on."""
     layout = suggested_format(x)
     return suggested_format(weight) if layout == torch.contiguous_format else layout

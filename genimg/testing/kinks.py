@@ -1,11 +1,10 @@
-"""Decides the kinks of a float64 truth as the judged result has decided them.
+"""Gives the float64 truth the same sides at kinks as the judged result.
 
-A LeakyReLU's derivative jumps at 0. Behind a convolution, one pre-activation in a million lies so
+A LeakyReLU's derivative jumps at 0. Behind a convolution, one pre-activation in a million is so
 near 0 that rounding decides its side, and the gradient then jumps by a thousand times the rounding
-error: in genimg or in PyTorch, whichever was unlucky. So the truth takes the sides of the result
-that it is compared with. PyTorch's sides are seen while it runs (:class:`RecordSides`); a kernel's
-follow from what it keeps for backward (:func:`kinks_of`); :class:`TakeSides` imposes them on the
-reference.
+error, in genimg or in PyTorch. So the truth takes the sides of the result that it is compared with.
+:class:`RecordSides` records PyTorch's sides while it runs; a kernel's follow from the tensors that
+it keeps for backward (:func:`kinks_of`); :class:`TakeSides` imposes them on the reference.
 """
 
 from __future__ import annotations

@@ -287,7 +287,7 @@ def statistics_of(x):
     ids=["one_bundle", "two_bundles", "million"],
 )
 def test_statistics_of_a_large_mean(shape, mean, std):
-    """Where float has few digits left for the values' differences, and none for their squares."""
+    """Float has few digits left for the values' differences, and none for their squares."""
     x = mean + std * torch.randn(shape)
     got = statistics_of(x)
     own = torch.var_mean(x, (0, 2, 3))[::-1]

@@ -26,7 +26,7 @@ def images(direction, small, large_c, more=0):
 
 
 def convolve(direction, x, weight, bias, shape):
-    """By PyTorch, in the dtype of what is given."""
+    """The result of PyTorch, in the dtype of the arguments."""
     if direction == "fprop":
         return F.conv2d(x, weight, bias, 2, 1)
     more = [size - 2 * given for size, given in zip(shape[2:], x.shape[2:], strict=True)]

@@ -30,7 +30,7 @@ CONTRACTIONS = ("conv_fprop", "conv_dgrad", "conv_dgrad_few", "conv_wgrad")
 
 
 class Clock:
-    """In place of genimg.timing: runs each candidate once, and says how long it took."""
+    """Replaces genimg.timing: runs each candidate once and returns its time."""
 
     def __init__(self):
         self.milliseconds = {}

@@ -161,8 +161,8 @@ class MyConv(nn.Conv2d):
         (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), "it is parametrized"),
         (nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), "it is parametrized"),
         (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), "padding_mode='reflect'"),
-        (nn.Conv1d(3, 4, 3), "genimg serves the 2-D layers"),
-        (nn.SyncBatchNorm(3), "genimg serves the 2-D layers"),
+        (nn.Conv1d(3, 4, 3), "genimg supports the 2-D layers"),
+        (nn.SyncBatchNorm(3), "genimg supports the 2-D layers"),
     ],
     ids=["subclass", "lazy", "weight_norm", "spectral_norm", "padding_mode", "1d", "sync"],
 )

@@ -104,7 +104,7 @@ def test_auto_trains_a_lone_last_layer_in_channels_last_only():
 @pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
 @pytest.mark.parametrize("has", [False, True])
 def test_auto_leaves_bfloat16_to_dot_products(monkeypatch, has):
-    """Where the CPU has them, PyTorch's convolutions are faster, but the last layer's forward."""
+    """With dot products PyTorch's convolutions are faster, except the last layer's forward."""
     monkeypatch.setattr(convolution, "_BF16_DOT_PRODUCTS", has)
 
     def selected(x, weight, needs_grad):

@@ -276,7 +276,7 @@ class _Backward:
         self.grad = FusedInput(self.x)
 
     def coef(self, b: int) -> Tensor | None:
-        """Of block ``b``'s norm, as its forward had it."""
+        """The coefficients of block ``b``'s norm, as its forward had them."""
         return self.coefs[b] if self.blocks[b].norm else None
 
     def image(self, b: int) -> FusedInput:

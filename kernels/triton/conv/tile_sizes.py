@@ -190,7 +190,7 @@ _INTERPRETED = Tiles(
 _SMALLEST = 16  # what tl.dot takes
 
 PROGRAMS = 264
-"""Of wgrad at least, where the pixels suffice: two for each core of the largest GPUs."""
+"""The least programs of wgrad, where the pixels suffice: two for each core of the largest GPUs."""
 PART_STEPS = 2
 """Blocks of pixels at least in a part of wgrad."""
 SUM_BLOCK = 1024

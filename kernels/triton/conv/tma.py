@@ -39,7 +39,7 @@ class Box(NamedTuple):
     width: int
 
     def tiles(self, batch: int, size: Pair) -> int:
-        """That cover so many images of this size."""
+        """The number of boxes that cover ``batch`` images of this size."""
         height, width = size
         return (
             triton.cdiv(batch, self.images)
