@@ -24,7 +24,7 @@ DEVICE = devices()[0]
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 GENIMG = ("genimg", "genimg_channels_last")
 LONE = ("genimg", "genimg_channels_last", "eager", "eager_channels_last")
-"""Modes left out for a lone convolution's gradients: torch.compile calls the same kernels."""
+"""The modes that time a lone convolution's gradients: torch.compile calls eager's kernels."""
 
 
 def parametrize(op: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -80,7 +80,7 @@ class Stack {
     return held_.back();
   }
 
-  // Offsets of one float a channel.
+  // Allocates one float a channel.
   float* channels(size_t b, at::Tensor& tensor, const at::Tensor& like) const {
     tensor = at::empty({shapes[b][1]}, like.options().dtype(at::kFloat));
     return tensor.mutable_data_ptr<float>();
