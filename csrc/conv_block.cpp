@@ -23,7 +23,42 @@ using cpu::Epilogue;
 
 namespace {
 
+// How many of an op's arguments a block has.
 constexpr size_t kParameters = 6, kOptions = 9, kNumbers = 2;
+
+template <typename A, typename B>
+constexpr bool is_same(A a, B b) {
+  return static_cast<int>(a) == static_cast<int>(b);
+}
+static_assert(is_same(Activation::none, Epilogue::identity) &&
+                  is_same(Activation::leaky_relu, Epilogue::leaky) &&
+                  is_same(Activation::tanh, Epilogue::tanh) &&
+                  is_same(Activation::sigmoid, Epilogue::sigmoid),
+              "ConvBlock::forward casts one to the other");
+
+// Hands out the values of a list in order.
+template <typename T>
+class Reader {
+ public:
+  explicit Reader(at::ArrayRef<T> values) : next_(values.data()) {}
+
+  T next() { return *next_++; }
+  std::array<T, 2> pair() {
+    const T first = next();
+    return {first, next()};
+  }
+  // A member of an enumeration, whose last one is `last`.
+  template <typename Enum>
+  Enum member(Enum last, const char* op, size_t block, const char* name) {
+    const T code = next();
+    TORCH_CHECK(code >= 0 && code <= static_cast<T>(last), op, ": block ", block, ": ", name,
+                " is ", code, "; expected 0 to ", static_cast<T>(last));
+    return static_cast<Enum>(code);
+  }
+
+ private:
+  const T* next_;
+};
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_fwd(
     const at::Tensor& x, const std::optional<at::Tensor>& weight,
@@ -61,34 +96,30 @@ std::vector<ConvBlock> read_blocks(const char* op,
               " numbers a block, but got ", parameters.size(), ", ", options.size(), " and ",
               numbers.size());
   std::vector<ConvBlock> blocks(count);
+  Reader<int64_t> integers(options);
+  Reader<double> floats(numbers);
+  size_t parameter = 0;
   for (size_t b = 0; b < count; ++b) {
     ConvBlock& block = blocks[b];
-    const auto parameter = [&](size_t i) -> std::optional<at::Tensor> {
-      return parameters.get(b * kParameters + i);
-    };
-    const int64_t* option = options.data() + b * kOptions;
-    TORCH_CHECK(parameter(0).has_value(), op, ": block ", b, " has no weight");
     block.op = op;
-    block.weight = *parameter(0);
-    block.bias = parameter(1);
-    block.gamma = parameter(2);
-    block.beta = parameter(3);
-    block.running_mean = parameter(4);
-    block.running_var = parameter(5);
-    block.transposed = option[0] != 0;
-    block.stride = {option[1], option[2]};
-    block.padding = {option[3], option[4]};
-    block.output_padding = {option[5], option[6]};
-    TORCH_CHECK(option[7] >= ConvBlock::none && option[7] <= ConvBlock::running &&
-                    option[8] >= ConvBlock::identity && option[8] <= ConvBlock::sigmoid,
-                op, ": block ", b, " has norm ", option[7], " and activation ", option[8]);
-    block.norm = static_cast<ConvBlock::Norm>(option[7]);
-    block.activation = static_cast<ConvBlock::Activation>(option[8]);
-    TORCH_CHECK(b + 1 == count || block.activation <= ConvBlock::leaky, op, ": block ", b,
+    const std::optional<at::Tensor> weight = parameters.get(parameter++);
+    TORCH_CHECK(weight.has_value(), op, ": block ", b, " has no weight");
+    block.weight = *weight;
+    for (auto* tensor :
+         {&block.bias, &block.gamma, &block.beta, &block.running_mean, &block.running_var}) {
+      *tensor = parameters.get(parameter++);
+    }
+    block.direction = integers.member(Direction::up, op, b, "direction");
+    block.stride = integers.pair();
+    block.padding = integers.pair();
+    block.output_padding = integers.pair();
+    block.norm = integers.member(NormMode::running, op, b, "norm");
+    block.activation = integers.member(Activation::sigmoid, op, b, "activation");
+    block.eps = floats.next();
+    block.negative_slope = floats.next();
+    TORCH_CHECK(b + 1 == count || !block.is_curved(), op, ": block ", b,
                 ": only the last one may end in tanh or sigmoid");
-    block.eps = numbers[b * kNumbers];
-    block.negative_slope = numbers[b * kNumbers + 1];
-    const int64_t channels = block.weight.dim() == 4 ? block.weight.size(block.transposed) : 0;
+    const int64_t channels = block.weight.dim() == 4 ? block.weight.size(block.transposed()) : 0;
     for (const auto* given : {&block.gamma, &block.beta, &block.running_mean, &block.running_var}) {
       TORCH_CHECK(!*given || ((*given)->dim() == 1 && (*given)->size(0) == channels), op,
                   ": block ", b, ": expected a parameter of shape [", channels, "]");
@@ -97,8 +128,23 @@ std::vector<ConvBlock> read_blocks(const char* op,
   return blocks;
 }
 
+Tensors returned(Tensors tensors, const at::TensorOptions& options) {
+  for (at::Tensor& tensor : tensors) {
+    if (!tensor.defined()) tensor = at::empty({0}, options);
+  }
+  return tensors;
+}
+
+void check_lists(const char* op, size_t blocks, const Tensors& raws, const Tensors& means,
+                 const Tensors& rstds, at::IntArrayRef needs) {
+  TORCH_CHECK(raws.size() == blocks && means.size() == blocks && rstds.size() == blocks &&
+                  needs.size() == blocks,
+              op, ": expected raws, means, rstds and needs of ", blocks, " blocks, but got ",
+              raws.size(), ", ", means.size(), ", ", rstds.size(), " and ", needs.size());
+}
+
 Convolution ConvBlock::convolution() const {
-  return {op, transposed, stride, padding, output_padding};
+  return {op, transposed(), stride, padding, output_padding};
 }
 
 void ConvBlock::set_formats(at::MemoryFormat input) {
@@ -107,9 +153,9 @@ void ConvBlock::set_formats(at::MemoryFormat input) {
 }
 
 at::MemoryFormat ConvBlock::passed_on(at::IntArrayRef sizes) const {
-  // Where a size of 1 lets both formats fit, norms and activations take the contiguous one; and of
-  // one value an image, the strides are the same.
-  const bool elementwise = has_norm() || activation != identity;
+  // Where a size of 1 lets both formats fit, norms and activations take the contiguous one; the
+  // strides of an image of one value are the same in both.
+  const bool elementwise = has_norm() || activation != Activation::none;
   const bool one_value = sizes[1] * sizes[2] * sizes[3] == 1;
   return fits_both_formats(sizes) && (elementwise || one_value) ? at::MemoryFormat::Contiguous
                                                                 : format;
@@ -127,15 +173,15 @@ Affine ConvBlock::affine(const at::Tensor& mean, const at::Tensor& rstd) const {
 }
 
 at::Tensor ConvBlock::activate(const at::Tensor& z) const {
-  if (activation == tanh) return z.tanh();
-  if (activation == sigmoid) return z.sigmoid();
-  if (activation == leaky) return genimg::leaky(z, z, negative_slope);
+  if (activation == Activation::tanh) return z.tanh();
+  if (activation == Activation::sigmoid) return z.sigmoid();
+  if (activation == Activation::leaky_relu) return genimg::leaky(z, z, negative_slope);
   return z;
 }
 
 BlockOutput ConvBlock::forward(const FusedInput& image, bool training) const {
   const Convolution conv = convolution();
-  const ConvDirection direction = transposed ? ConvDirection::dgrad : ConvDirection::fprop;
+  const ConvDirection contraction = transposed() ? ConvDirection::dgrad : ConvDirection::fprop;
   at::Tensor y = conv.empty_output(image.x, weight);
   const cpu::ConvGeometry geometry = conv.geometry(image.x, y, weight);
   const at::Tensor floats = padded_floats(bias);
@@ -147,27 +193,27 @@ BlockOutput ConvBlock::forward(const FusedInput& image, bool training) const {
     epilogue.negative_slope = static_cast<float>(negative_slope);
   }
   const bool measures = takes_statistics(training);
-  Moments moments(measures ? moment_pieces(geometry, direction) : 0, y.size(1));
+  Moments moments(measures ? moment_pieces(geometry, contraction) : 0, y.size(1));
   if (measures) moments.attach(&epilogue);
-  const bool served = contract(geometry, direction, weight, image.prologue(), epilogue);
-  if (!served) {
+  const bool fused = contract(geometry, contraction, weight, image.prologue(), epilogue);
+  if (!fused) {
     y = conv.unfused(in_format(image.dense(), input_format), weight, bias);
     y = result_in_format(has_norm() ? y : activate(y), at::MemoryFormat::ChannelsLast);
   }
   BlockOutput written = {y, {}};
   if (!has_norm()) return written;
   if (measures) {
-    written.statistics = statistics(moments, served ? nullptr : &y);
+    written.statistics = statistics(moments, fused ? nullptr : &y);
   } else {
     TORCH_CHECK(running_mean && running_var, op, ": expected running statistics outside training");
-    const at::Tensor var = running_var->to(at::kFloat).contiguous();
+    // Copies: what is kept for a backward must not change with the buffers.
+    const at::Tensor var = running_var->to(at::kFloat, false, true).contiguous();
     at::Tensor rstd = at::empty_like(var);
     for (int64_t c = 0; c < var.numel(); ++c) {
       const double about = var.const_data_ptr<float>()[c] + eps;
       rstd.mutable_data_ptr<float>()[c] = static_cast<float>(1 / std::sqrt(about));
     }
-    // A copy: what is kept for a backward must not change with the buffer.
-    written.statistics = {running_mean->to(at::kFloat, false, true), rstd, {}};
+    written.statistics = {running_mean->to(at::kFloat, false, true), rstd, var, {}};
   }
   return written;
 }
@@ -176,30 +222,29 @@ Statistics ConvBlock::statistics(const Moments& moments, const at::Tensor* refus
   const ChannelSums sums = refused ? mean_and_squares(*refused) : mean_and_squares(moments);
   double count = refused ? static_cast<double>(refused->numel() / refused->size(1)) : 0;
   for (const double n : moments.counts) count += refused ? 0 : n;
-  return {sums.first.to(at::kFloat), (sums.second / count + eps).rsqrt().to(at::kFloat),
+  const at::Tensor var = sums.second / count;
+  return {sums.first.to(at::kFloat), (var + eps).rsqrt().to(at::kFloat), var.to(at::kFloat),
           (sums.second / (count - 1)).to(at::kFloat)};
 }
 
 at::Tensor ConvBlock::norm_and_activate(const at::Tensor& raw, const Statistics& statistics) const {
-  // rstd is what the statistics hold: a variance that gives it back.
-  const at::Tensor var = statistics.rstd.to(at::kDouble).pow(-2) - eps;
-  const at::Tensor y = std::get<0>(batch_norm_act_fwd(
-      raw, gamma, beta, statistics.mean, var.to(at::kFloat), false, eps, gate_slope()));
-  return activation > leaky ? activate(y) : y;
+  const at::Tensor y = std::get<0>(batch_norm_act_fwd(raw, gamma, beta, statistics.mean,
+                                                      statistics.var, false, eps, gate_slope()));
+  return is_curved() ? activate(y) : y;
 }
 
 NormGrads ConvBlock::norm_backward(const at::Tensor& grad_y, const at::Tensor& y,
                                    const at::Tensor& raw, const at::Tensor& mean,
                                    const at::Tensor& rstd, bool training) const {
-  const at::Tensor grad = activation > leaky ? activation_backward(grad_y, y) : grad_y;
+  const at::Tensor grad = is_curved() ? activation_backward(grad_y, y) : grad_y;
   const auto [x, grad_gamma, grad_beta] = batch_norm_act_bwd(
       grad, raw, gamma, beta, mean, rstd, takes_statistics(training), gate_slope(), true);
   return {x, grad_gamma, grad_beta};
 }
 
 at::Tensor ConvBlock::activation_backward(const at::Tensor& grad_y, const at::Tensor& y) const {
-  if (activation == tanh) return at::tanh_backward(grad_y, y);
-  if (activation == sigmoid) return at::sigmoid_backward(grad_y, y);
+  if (activation == Activation::tanh) return at::tanh_backward(grad_y, y);
+  if (activation == Activation::sigmoid) return at::sigmoid_backward(grad_y, y);
   return grad_y;
 }
 
@@ -223,9 +268,9 @@ at::Tensor ConvBlock::weight_backward(const FusedInput& image, const FusedInput&
   at::Tensor grad_weight = at::empty(weight.sizes(), weight.options(), format);
   const cpu::ConvGeometry geometry = convolution().geometry(image.x, grad.x, weight);
   const cpu::Prologue ours = image.prologue(), theirs = grad.prologue();
-  const bool served = transposed ? contract_weight(geometry, ours, theirs, grad_weight)
-                                 : contract_weight(geometry, theirs, ours, grad_weight);
-  if (!served) grad_weight = std::get<1>(unfused_backward(grad, image.dense(), false, true));
+  const bool fused = transposed() ? contract_weight(geometry, ours, theirs, grad_weight)
+                                  : contract_weight(geometry, theirs, ours, grad_weight);
+  if (!fused) grad_weight = std::get<1>(unfused_backward(grad, image.dense(), false, true));
   return grad_weight;
 }
 
@@ -234,14 +279,14 @@ at::Tensor ConvBlock::input_backward(const FusedInput& grad, const at::Tensor& l
   const cpu::ConvGeometry geometry = convolution().geometry(like, grad.x, weight);
   Epilogue epilogue = {};
   epilogue.out = grad_x.mutable_data_ptr();
-  const bool served = contract(geometry, transposed ? ConvDirection::fprop : ConvDirection::dgrad,
-                               weight, grad.prologue(), epilogue);
-  return served ? grad_x : std::get<0>(unfused_backward(grad, like, true, false));
+  const bool fused = contract(geometry, transposed() ? ConvDirection::fprop : ConvDirection::dgrad,
+                              weight, grad.prologue(), epilogue);
+  return fused ? grad_x : std::get<0>(unfused_backward(grad, like, true, false));
 }
 
 GatedGrad ConvBlock::gated_backward(const FusedInput& grad, const at::Tensor& y, const Affine& gate,
                                     double slope) const {
-  const ConvDirection direction = transposed ? ConvDirection::fprop : ConvDirection::dgrad;
+  const ConvDirection contraction = transposed() ? ConvDirection::fprop : ConvDirection::dgrad;
   const cpu::ConvGeometry geometry = convolution().geometry(y, grad.x, weight);
   at::Tensor dz = empty_channels_last(y.sizes(), y.options());
   Epilogue epilogue = {};
@@ -252,9 +297,9 @@ GatedGrad ConvBlock::gated_backward(const FusedInput& grad, const at::Tensor& y,
   epilogue.scale = gate.scale.const_data_ptr<float>();
   epilogue.shift = gate.shift.const_data_ptr<float>();
   epilogue.negative_slope = static_cast<float>(slope);
-  Moments moments(moment_pieces(geometry, direction), y.size(1));
+  Moments moments(moment_pieces(geometry, contraction), y.size(1));
   moments.attach(&epilogue);
-  if (contract(geometry, direction, weight, grad.prologue(), epilogue)) {
+  if (contract(geometry, contraction, weight, grad.prologue(), epilogue)) {
     return {dz, gate_sums(moments)};
   }
   const auto of_channels = [&](const at::Tensor& padded) { return per_channel(padded, y.size(1)); };

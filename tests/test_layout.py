@@ -39,6 +39,7 @@ ROOMS = (
         "tuning",
         "backends",
         "kernels",
+        "conv_blocks",
         "_native",
         "memory_format",
         "testing",

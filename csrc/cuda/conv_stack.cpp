@@ -1,7 +1,6 @@
-// conv_stack on a GPU: memory from torch's allocator, the current stream, no synchronisation. The
-// sequence of launches is kernels/cuda/conv/stack.cu's.
+// genimg::conv_stack_fwd and genimg::conv_stack_bwd on a GPU: memory from torch's allocator, the
+// current stream, no synchronisation. kernels/cuda/conv/stack.cu has the sequence of launches.
 #ifdef GENIMG_WITH_CUDA
-#include <ATen/core/List.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
@@ -23,11 +22,25 @@ namespace {
 
 using Parameters = c10::List<std::optional<at::Tensor>>;
 
+template <typename A, typename B>
+constexpr bool is_same(A a, B b) {
+  return static_cast<int>(a) == static_cast<int>(b);
+}
+static_assert(is_same(NormMode::none, cuda::NormMode::kNone) &&
+                  is_same(NormMode::batch, cuda::NormMode::kBatch) &&
+                  is_same(NormMode::running, cuda::NormMode::kRunning),
+              "the kernels have the enumeration of genimg/conv_blocks.py");
+static_assert(is_same(Activation::none, cuda::Activation::kNone) &&
+                  is_same(Activation::leaky_relu, cuda::Activation::kLeakyRelu) &&
+                  is_same(Activation::tanh, cuda::Activation::kTanh) &&
+                  is_same(Activation::sigmoid, cuda::Activation::kSigmoid),
+              "Stack casts one to the other");
+
 const at::Tensor* given(const std::optional<at::Tensor>& tensor) {
   return tensor ? &*tensor : nullptr;
 }
 
-// The blocks as the kernels take them, and what their pointers point to.
+// The blocks as the kernels take them, and the tensors that their pointers point into.
 class Stack {
  public:
   Stack(const char* op, const at::Tensor& x, const Parameters& parameters, at::IntArrayRef options,
@@ -42,7 +55,7 @@ class Stack {
       const Convolution convolution = from.convolution();
       const at::Tensor image = of_shape(x, shape);
       convolution.check(image, from.weight, given(from.bias));
-      shape = {shape[0], from.weight.size(from.transposed ? 1 : 0),
+      shape = {shape[0], from.weight.size(from.transposed() ? 1 : 0),
                convolution.out_size(image, from.weight, 2),
                convolution.out_size(image, from.weight, 3)};
       const at::Tensor output = of_shape(x, shape);
@@ -50,10 +63,10 @@ class Stack {
       block = {};
       block.geometry =
           cuda_geometry(op, convolution.geometry(image, output, from.weight), convolution.stride);
-      block.transposed = from.transposed;
+      block.transposed = from.transposed();
       if (from.has_norm()) {
         block.norm =
-            from.takes_statistics(training) ? cuda::NormKind::kBatch : cuda::NormKind::kRunning;
+            from.takes_statistics(training) ? cuda::NormMode::kBatch : cuda::NormMode::kRunning;
       }
       block.activation = static_cast<cuda::Activation>(from.activation);
       block.eps = static_cast<float>(from.eps);
@@ -80,14 +93,14 @@ class Stack {
     return held_.back();
   }
 
-  // Allocates one float a channel.
+  // Allocates one float per channel of block b.
   float* channels(size_t b, at::Tensor& tensor, const at::Tensor& like) const {
     tensor = at::empty({shapes[b][1]}, like.options().dtype(at::kFloat));
     return tensor.mutable_data_ptr<float>();
   }
 
  private:
-  // For checks and sizes: an image without memory of its own.
+  // Returns an image without memory of its own, for checks and sizes.
   static at::Tensor of_shape(const at::Tensor& like, at::IntArrayRef shape) {
     TORCH_CHECK(like.numel() > 0, "expected no empty tensor, but got ", like.sizes());
     return like.as_strided(shape, std::vector<int64_t>(shape.size(), 0));
@@ -110,7 +123,7 @@ class Stack {
   at::MemoryFormat format;                   // of the stack's output
 };
 
-// Memory for the time of the launches.
+// Memory that the launches use while they run.
 struct Workspace {
   Workspace(const cuda::ConvStackWorkspace& room, const at::Tensor& like)
       : bytes(at::empty({room.bytes}, like.options().dtype(at::kByte))),
@@ -122,34 +135,27 @@ struct Workspace {
   const at::Tensor bytes, tickets;
 };
 
-using Tensors = std::vector<at::Tensor>;
-
-std::tuple<at::Tensor, Tensors> conv_stack_fwd_cuda(const at::Tensor& x,
-                                                    const Parameters& parameters,
-                                                    at::IntArrayRef options,
-                                                    at::ArrayRef<double> numbers, bool training,
-                                                    bool keep) {
+std::tuple<at::Tensor, Tensors, Tensors, Tensors, Tensors> conv_stack_fwd_cuda(
+    const at::Tensor& x, const Parameters& parameters, at::IntArrayRef options,
+    at::ArrayRef<double> numbers, bool training, bool keep) {
   const char* op = "conv_stack_fwd";
   const c10::cuda::CUDAGuard guard(x.device());
   Stack stack(op, x, parameters, options, numbers, training);
   const size_t count = stack.blocks.size();
-  // Empty where a block has none: raw outputs, means, rstds, variances.
-  Tensors kept(4 * count);
+  Kept kept(count);
   for (size_t b = 0; b < count; ++b) {
     cuda::ConvStackBlock& block = stack.blocks[b];
-    const bool norm = block.norm != cuda::NormKind::kNone;
-    TORCH_CHECK(block.norm != cuda::NormKind::kRunning || (block.running_mean && block.running_var),
+    const bool norm = block.norm != cuda::NormMode::kNone;
+    TORCH_CHECK(block.norm != cuda::NormMode::kRunning || (block.running_mean && block.running_var),
                 op, ": block ", b, ": expected running statistics outside training");
     if (keep && (norm || b + 1 < count)) {
-      kept[b] = empty_cuda_pixels(stack.shapes[b], x);
-      block.raw = kept[b].mutable_data_ptr();
+      kept.raws[b] = empty_cuda_pixels(stack.shapes[b], x);
+      block.raw = kept.raws[b].mutable_data_ptr();
     }
     if (norm) {
-      block.mean = stack.channels(b, kept[count + b], x);
-      block.rstd = stack.channels(b, kept[2 * count + b], x);
-    }
-    if (block.norm == cuda::NormKind::kBatch) {
-      block.var = stack.channels(b, kept[3 * count + b], x);
+      block.mean = stack.channels(b, kept.means[b], x);
+      block.rstd = stack.channels(b, kept.rstds[b], x);
+      block.var = stack.channels(b, kept.variances[b], x);
     }
   }
   at::Tensor y = empty_cuda_pixels(stack.shapes.back(), x);
@@ -161,27 +167,21 @@ std::tuple<at::Tensor, Tensors> conv_stack_fwd_cuda(const at::Tensor& x,
                                        static_cast<T*>(y.mutable_data_ptr()), room.bytes_ptr(),
                                        room.tickets_ptr(), c10::cuda::getCurrentCUDAStream()));
   });
-  for (at::Tensor& tensor : kept) {
-    if (!tensor.defined()) tensor = at::empty({0}, x.options());
-  }
-  return {with_strides_of(stack.format, y.contiguous(stack.format)), kept};
+  return {with_strides_of(stack.format, y.contiguous(stack.format)),
+          returned(kept.raws, x.options()), returned(kept.means, x.options()),
+          returned(kept.rstds, x.options()), returned(kept.variances, x.options())};
 }
 
-// In `needs`, a block's weight and its other parameters.
-constexpr int64_t kNeedsWeight = 1;
-
-std::tuple<at::Tensor, Tensors> conv_stack_bwd_cuda(const at::Tensor& grad_y, const at::Tensor& x,
-                                                    const std::optional<at::Tensor>& y,
-                                                    const Parameters& parameters,
-                                                    const Tensors& kept, at::IntArrayRef options,
-                                                    at::ArrayRef<double> numbers, bool training,
-                                                    bool needs_x, at::IntArrayRef needs) {
+std::tuple<at::Tensor, Tensors, Tensors, Tensors, Tensors> conv_stack_bwd_cuda(
+    const at::Tensor& grad_y, const at::Tensor& x, const std::optional<at::Tensor>& y,
+    const Parameters& parameters, const Tensors& raws, const Tensors& means, const Tensors& rstds,
+    at::IntArrayRef options, at::ArrayRef<double> numbers, bool training, bool needs_x,
+    at::IntArrayRef needs) {
   const char* op = "conv_stack_bwd";
   const c10::cuda::CUDAGuard guard(x.device());
   Stack stack(op, x, parameters, options, numbers, training);
   const size_t count = stack.blocks.size();
-  TORCH_CHECK(kept.size() == 4 * count && needs.size() == count, op,
-              ": expected what conv_stack_fwd keeps, and what is needed, of ", count, " blocks");
+  check_lists(op, count, raws, means, rstds, needs);
   const auto check_image = [&](const char* name, const at::Tensor& image, size_t b) {
     check_same_device(op, "x", x, name, image);
     check_same_dtype(op, "x", x, name, image);
@@ -193,41 +193,43 @@ std::tuple<at::Tensor, Tensors> conv_stack_bwd_cuda(const at::Tensor& grad_y, co
     TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.numel() == stack.shapes[b][1], op,
                 ": expected a statistic of ", stack.shapes[b][1], " floats, but got ",
                 tensor.sizes());
-    // Read alone: the struct serves the forward, too.
+    // A backward only reads it; the struct is shared with the forward, which writes it.
     return const_cast<float*>(stack.hold(tensor.contiguous()).const_data_ptr<float>());
   };
   check_image("grad_y", grad_y, count - 1);
   const cuda::ConvStackBlock& last = stack.blocks.back();
-  TORCH_CHECK(last.norm != cuda::NormKind::kNone || last.activation != cuda::Activation::kLeakyRelu,
-              op, ": a LeakyReLU at the end, without a norm, is the caller's to go through");
+  TORCH_CHECK(last.norm != cuda::NormMode::kNone || last.activation != cuda::Activation::kLeakyRelu,
+              op,
+              ": the last block ends in a LeakyReLU without a norm, whose gradient the caller "
+              "computes by leaky_signs_bwd");
   TORCH_CHECK(y || last.activation <= cuda::Activation::kLeakyRelu, op,
-              ": expected the output, which the last activation's gradient is made of");
+              ": expected the output, from which the last activation's gradient is computed");
   if (y) check_image("y", *y, count - 1);
 
   size_t lowest = 0;
   while (!needs_x && lowest < count && needs[lowest] == 0) ++lowest;
-  Tensors grads(4 * count);
+  ParameterGrads grads(count);
   for (size_t b = 0; b < count; ++b) {
     cuda::ConvStackBlock& block = stack.blocks[b];
-    const bool norm = block.norm != cuda::NormKind::kNone;
+    const bool norm = block.norm != cuda::NormMode::kNone;
     if (norm || b + 1 < count) {
-      check_image("what was kept", kept[b], b);
-      block.raw = const_cast<void*>(stack.hold(cuda_pixels(kept[b])).const_data_ptr());
+      check_image("a raw output", raws[b], b);
+      block.raw = const_cast<void*>(stack.hold(cuda_pixels(raws[b])).const_data_ptr());
     }
     if (norm) {
-      block.mean = statistic(kept[count + b], b);
-      block.rstd = statistic(kept[2 * count + b], b);
+      block.mean = statistic(means[b], b);
+      block.rstd = statistic(rstds[b], b);
     }
     if (needs[b] & kNeedsWeight) {
       const at::Tensor& weight = stack.parsed[b].weight;
-      grads[4 * b] = at::empty(weight.sizes(), weight.options(), stack.parsed[b].format);
-      block.grad_weight = grads[4 * b].mutable_data_ptr();
+      grads.weights[b] = at::empty(weight.sizes(), weight.options(), stack.parsed[b].format);
+      block.grad_weight = grads.weights[b].mutable_data_ptr();
     }
     if (b < lowest) continue;
-    if (block.bias != nullptr) block.grad_bias = stack.channels(b, grads[4 * b + 1], x);
+    if (block.bias != nullptr) block.grad_bias = stack.channels(b, grads.biases[b], x);
     if (norm) {
-      block.grad_gamma = stack.channels(b, grads[4 * b + 2], x);
-      block.grad_beta = stack.channels(b, grads[4 * b + 3], x);
+      block.grad_gamma = stack.channels(b, grads.gammas[b], x);
+      block.grad_beta = stack.channels(b, grads.betas[b], x);
     }
   }
   at::Tensor grad_x;
@@ -243,12 +245,11 @@ std::tuple<at::Tensor, Tensors> conv_stack_bwd_cuda(const at::Tensor& grad_y, co
         needs_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr, room.bytes_ptr(),
         room.tickets_ptr(), c10::cuda::getCurrentCUDAStream()));
   });
-  for (at::Tensor& grad : grads) {
-    if (!grad.defined()) grad = at::empty({0}, x.options());
-  }
-  if (!needs_x) return {at::empty({0}, x.options()), grads};
-  return {with_strides_of(stack.parsed[0].format, grad_x.contiguous(stack.parsed[0].format)),
-          grads};
+  const at::MemoryFormat format = stack.parsed[0].format;
+  grad_x =
+      needs_x ? with_strides_of(format, grad_x.contiguous(format)) : at::empty({0}, x.options());
+  return {grad_x, returned(grads.weights, x.options()), returned(grads.biases, x.options()),
+          returned(grads.gammas, x.options()), returned(grads.betas, x.options())};
 }
 
 }  // namespace

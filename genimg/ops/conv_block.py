@@ -1,4 +1,4 @@
-"""One block of conv_stack: what it is made of, what leaves it, and why a kernel cannot serve it."""
+"""One block of conv_stack: its packed form, checks and output, and why no kernel supports it."""
 
 from __future__ import annotations
 
@@ -8,67 +8,85 @@ import torch
 from torch import Tensor
 
 from genimg.backends import InvalidCall
+from genimg.conv_blocks import BlockOptions, BlockParameters, NormMode, PackedBlocks
 from genimg.memory_format import fits_both_formats, suggested_format
 from genimg.ops.batch_norm_act import needs_gradients, refuse_norm
 from genimg.ops.checks import check_channels, check_together, goes_to_torch
-from genimg.ops.convolution import Geometry, pair
+from genimg.ops.convolution import (
+    Geometry,
+    has_winograd_kernel,
+    multiplications,
+    pair,
+    why_slower_bfloat16,
+)
 from genimg.reference.conv_stack import Activation, BatchNorm, ConvBlock, Direction
 
-PARAMETERS = 6  # weight, bias, gamma, beta, running mean, running variance
-TRAINED = 4  # of them
-Layout = tuple[tuple[int, ...], tuple[float, ...]]
-"""Nine integers and two numbers a block, in the order of :func:`flatten`."""
+
+def pack(blocks: Sequence[ConvBlock], training: bool) -> PackedBlocks:
+    """The blocks as the kernels read them, in a stack of mode ``training``."""
+    return PackedBlocks(
+        tuple(_parameters(block) for block in blocks),
+        tuple(_options(block, training) for block in blocks),
+    )
 
 
-def flatten(blocks: Sequence[ConvBlock], training: bool) -> tuple[list[Tensor | None], Layout]:
-    """Parameters, integers and numbers of the blocks, as a kernel's op takes them."""
-    parameters: list[Tensor | None] = []
-    options: list[int] = []
-    numbers: list[float] = []
-    for block in blocks:
-        assert not isinstance(block.padding, str)
-        norm = block.norm
-        parameters += [block.weight, block.bias]
-        parameters += (
-            [None] * 4
-            if norm is None
-            else [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+def _parameters(block: ConvBlock) -> BlockParameters:
+    norm = block.norm
+    if norm is None:
+        return BlockParameters(block.weight, block.bias, None, None)
+    return BlockParameters(
+        block.weight, block.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var
+    )
+
+
+def _options(block: ConvBlock, training: bool) -> BlockOptions:
+    assert not isinstance(block.padding, str)
+    norm = block.norm
+    mode = NormMode.NONE
+    if norm is not None:
+        mode = NormMode.BATCH if norm.takes_statistics(training) else NormMode.RUNNING
+    return BlockOptions(
+        direction=block.direction,
+        stride=pair(block.stride),
+        padding=pair(block.padding),
+        output_padding=pair(block.output_padding),
+        norm=mode,
+        activation=block.activation,
+        eps=0.0 if norm is None else norm.eps,
+        negative_slope=float(block.negative_slope),
+    )
+
+
+def restore(packed: PackedBlocks) -> list[ConvBlock]:
+    """The blocks that :func:`pack` has packed; their norms have no momentum and no counter."""
+    return [
+        ConvBlock(
+            options.direction,
+            parameters.weight,
+            parameters.bias,
+            options.stride,
+            options.padding,
+            options.output_padding,
+            norm=_norm(parameters, options),
+            activation=options.activation,
+            negative_slope=options.negative_slope,
         )
-        options.append(block.direction is Direction.UP)
-        for option in (block.stride, block.padding, block.output_padding):
-            options += pair(option)
-        options.append(0 if norm is None else 1 if norm.takes_statistics(training) else 2)
-        options.append(_ACTIVATIONS.index(block.activation))
-        numbers += [0.0 if norm is None else norm.eps, float(block.negative_slope)]
-    return parameters, (tuple(options), tuple(numbers))
+        for parameters, options in zip(packed.parameters, packed.options, strict=True)
+    ]
 
 
-_ACTIVATIONS = (Activation.NONE, Activation.LEAKY_RELU, Activation.TANH, Activation.SIGMOID)
-
-
-def restore(parameters: Sequence[Tensor | None], layout: Layout) -> list[ConvBlock]:
-    """The blocks that :func:`flatten` took apart."""
-    options, numbers = layout
-    blocks = []
-    for b in range(len(numbers) // 2):
-        weight, bias, gamma, beta, mean, var = parameters[PARAMETERS * b : PARAMETERS * (b + 1)]
-        up, *pairs, norm, activation = options[9 * b : 9 * (b + 1)]
-        eps, negative_slope = numbers[2 * b : 2 * (b + 1)]
-        assert weight is not None
-        blocks.append(
-            ConvBlock(
-                Direction.UP if up else Direction.DOWN,
-                weight,
-                bias,
-                (pairs[0], pairs[1]),
-                (pairs[2], pairs[3]),
-                (pairs[4], pairs[5]),
-                norm=BatchNorm(mean, var, gamma, beta, 0.0, eps, norm == 1) if norm else None,
-                activation=_ACTIVATIONS[activation],
-                negative_slope=negative_slope,
-            )
-        )
-    return blocks
+def _norm(parameters: BlockParameters, options: BlockOptions) -> BatchNorm | None:
+    if options.norm is NormMode.NONE:
+        return None
+    return BatchNorm(
+        parameters.running_mean,
+        parameters.running_var,
+        parameters.gamma,
+        parameters.beta,
+        momentum=0.0,
+        eps=options.eps,
+        training=options.norm is NormMode.BATCH,
+    )
 
 
 def block_geometry(block: ConvBlock) -> Geometry:
@@ -84,7 +102,7 @@ def block_geometry(block: ConvBlock) -> Geometry:
 
 
 def out_shape(shape: Sequence[int], block: ConvBlock) -> tuple[int, ...]:
-    """What leaves the block, for an input of ``shape``."""
+    """The shape of the block's output, for an input of ``shape``."""
     up = block.direction is Direction.UP
     return (
         shape[0],
@@ -112,7 +130,7 @@ def formats_of(
 
 
 def check_type(name: str, block: object) -> None:
-    """Raise TypeError unless ``block`` is a :class:`ConvBlock` of parts of the right types."""
+    """Raise TypeError unless ``block`` is a :class:`ConvBlock` whose parts have the right types."""
     if not isinstance(block, ConvBlock):
         raise TypeError(f"{name} to be a ConvBlock, but got {type(block).__name__}")
     for part, kind in (("direction", Direction), ("activation", Activation), ("norm", BatchNorm)):
@@ -124,7 +142,7 @@ def check_type(name: str, block: object) -> None:
 
 
 def block_goes_to_torch(block: ConvBlock) -> bool:
-    """Whether PyTorch takes the block as it stands; see :func:`goes_to_torch`."""
+    """Whether the block is passed to PyTorch unchanged; see :func:`goes_to_torch`."""
     norm = block.norm
     padding = 0 if isinstance(block.padding, str) else block.padding
     sizes = (block.stride, padding, block.output_padding, block.dilation, block.groups)
@@ -136,13 +154,13 @@ def block_goes_to_torch(block: ConvBlock) -> bool:
         numbers += (norm.eps, norm.eps if norm.momentum is None else norm.momentum)
     return (
         goes_to_torch((block.weight,), optional, sizes, numbers)
-        or min(pair(block.stride)) < 1  # leaves no size for the blocks behind
+        or min(pair(block.stride)) < 1  # the next blocks would have no size
         or (norm is not None and needs_gradients(norm.running_mean, norm.running_var))
     )
 
 
 def check_block(name: str, x: Tensor, channels: int | None, block: ConvBlock) -> int:
-    """Check a block against what enters it; returns the channels that leave it."""
+    """Check a block against its input of so many channels; return the channels of its output."""
     up = block.direction is Direction.UP
     if block.norm is not None and x.dim() != 4:
         raise ValueError(f"{name}: expected 4D input (got {x.dim()}D input) before a batch norm")
@@ -162,7 +180,7 @@ def refuse_blocks(
     training: bool,
     refuse: Callable[[Sequence[int], torch.dtype, Tensor, Geometry], str | None],
 ) -> str | None:
-    """Why no kernel can serve a block; ``refuse`` says it of a convolution."""
+    """Why no kernel supports a block; ``refuse`` gives the reason for a convolution."""
     shape: Sequence[int] = x.shape
     for b, block in enumerate(blocks):
         inner = b + 1 < len(blocks)
@@ -180,7 +198,7 @@ def refuse_blocks(
 def _refuse_dilation(block: ConvBlock) -> str | None:
     if pair(block.dilation) == (1, 1):
         return None
-    return f"dilation={block.dilation} is not served in a stack, only 1"
+    return f"dilation is {block.dilation}; a stack supports 1"
 
 
 def _refuse_block(
@@ -188,11 +206,11 @@ def _refuse_block(
 ) -> str | None:
     norm = block.norm
     if inner and block.activation in (Activation.TANH, Activation.SIGMOID):
-        return f"{block.activation.value} is served at the end of a stack only"
+        return f"{block.activation.value} is supported only at the end of a stack"
     if block.activation is Activation.LEAKY_RELU and not block.negative_slope >= 0:
-        return f"a negative slope of {block.negative_slope}: only 0 and more is served"
+        return f"negative_slope is {block.negative_slope}; a stack supports 0 and more"
     if block.bias is not None and block.bias.dtype != block.weight.dtype:
-        return f"a bias of {block.bias.dtype} for a weight of {block.weight.dtype} is not served"
+        return f"the bias is {block.bias.dtype}, the weight {block.weight.dtype}; a stack needs one"
     if norm is None:
         return None
     taking = norm.takes_statistics(training)
@@ -204,3 +222,29 @@ def _refuse_block(
         return InvalidCall(f"eps={norm.eps} is invalid")
     statistics = (norm.running_mean, norm.running_var)
     return refuse_norm(block.weight, shape[1], *statistics, norm.weight, norm.bias)
+
+
+_FAST_SHARE = 0.6
+"""Of a stack's multiplications, from which on the CPU kernels were measured to be faster."""
+
+
+def why_slower_cpu(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
+    """Why PyTorch is faster, by the measurements in benchmarks/README.md."""
+    if x.dim() != 4:
+        return None
+    shape: Sequence[int] = (1, *x.shape[1:])  # the share is the same for every batch
+    fast = every = 0
+    for block in blocks:
+        geometry = block_geometry(block)
+        if isinstance(block.padding, str):
+            return None
+        count = multiplications(shape, block.weight, geometry)
+        fast += count if has_winograd_kernel(shape, block.weight, geometry) else 0
+        every += count
+        shape = out_shape(shape, block)
+    if fast < _FAST_SHARE * every:
+        return (
+            "most of its multiplications are in other convolutions than 4x4 of stride 2 and "
+            "padding 1, where PyTorch's are faster"
+        )
+    return why_slower_bfloat16(x.dtype)

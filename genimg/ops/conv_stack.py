@@ -21,34 +21,39 @@ from genimg.backends import (
     recompute_grads,
     refuse_dtype,
 )
+from genimg.conv_blocks import (
+    NEEDS_OTHERS,
+    NEEDS_WEIGHT,
+    BlockOptions,
+    BlockParameters,
+    Kept,
+    NormMode,
+    PackedBlocks,
+    StackGrads,
+    per_block,
+)
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.memory_format import in_format
 from genimg.ops.batch_norm_act import batch_norm_act, track
 from genimg.ops.checks import goes_to_torch, is_autocast
 from genimg.ops.conv2d import conv2d
 from genimg.ops.conv_block import (
-    PARAMETERS,
-    TRAINED,
-    Layout,
-    block_geometry,
     block_goes_to_torch,
     check_block,
     check_type,
-    flatten,
     formats_of,
     out_shape,
+    pack,
     refuse_blocks,
     restore,
+    why_slower_cpu,
 )
 from genimg.ops.conv_transpose2d import conv_transpose2d
 from genimg.ops.convolution import (
     TRITON_DTYPES,
     autocast,
-    has_winograd_kernel,
-    multiplications,
     refuse_native,
     refuse_on_triton,
-    why_slower_bfloat16,
 )
 from genimg.ops.leaky_signs import pack_signs, through_signs
 from genimg.reference.conv_stack import (
@@ -79,29 +84,29 @@ def conv_stack(
 
     The op behind generators, discriminators, encoders and decoders: as one op, an inner activation
     need never exist in memory, since the next contraction can apply norm and activation as it
-    loads. Where no kernel serves a stack as one, its ops are chosen one by one.
+    loads. Where no kernel supports the stack as a whole, a backend is selected for each of its ops.
 
     Args:
         x: ``[N, C, H, W]``, any strides, any floating dtype.
-        blocks: of :class:`ConvBlock`, whose weights have their own op's layout; at least one.
-        training: of every batch norm that does not say its own. Running statistics and counters are
-            written once the kernels have succeeded.
+        blocks: at least one :class:`ConvBlock`, whose weight has the layout of its own op.
+        training: the mode of every batch norm that has none of its own. Running statistics and
+            counters are written once the kernels have succeeded.
         backend: see :func:`genimg.backends.choose`.
 
     Returns:
         The last block's output, with the strides that torch's layers give it.
 
-    Kept for backward: per block its raw convolution output and mean and rstd, with Triton what its
-    norm multiplies and adds, too; of a LeakyReLU that ends the stack without a norm, the signs of
-    its output, which may be edited in place; of tanh and sigmoid the output (the reference keeps
-    what the separate ops do). Autocast: as the convolutions'.
+    Kept for backward: per block the raw output of its convolution, mean and rstd, with running
+    statistics a copy of the variance, with Triton the coefficients of its norm; if a LeakyReLU
+    without a norm ends the stack, the signs of the output, which may be edited in place; if tanh or
+    sigmoid ends it, the output (the reference keeps what the separate ops keep). Autocast: as in
+    the convolutions.
 
     Raises:
         ValueError: no block.
-        TypeError: something else than a :class:`ConvBlock` among the blocks; as torch's, for other
-            arguments.
+        TypeError: one of the blocks is no :class:`ConvBlock`; as torch's, for other arguments.
         RuntimeError: shapes, devices or dtypes do not fit, with the block's number.
-        BackendError: the named backend cannot serve the call.
+        BackendError: the named backend does not support the call.
 
     Source: Radford, Metz, Chintala, "Unsupervised representation learning with deep convolutional
     generative adversarial networks", 2016, section 3.
@@ -124,20 +129,19 @@ def conv_stack(
             layers = Layers(conv2d, conv_transpose2d, batch_norm_act)
             return layer_by_layer(x, blocks, training, layers)
         return reference.conv_stack(x, blocks, training=training)
-    parameters, layout = flatten(blocks, training)
-    # A batch norm's own mode is in the layout, which the kernels follow in a stack that trains.
-    training = any(
-        block.norm is not None and block.norm.takes_statistics(training) for block in blocks
-    )
+    packed = pack(blocks, training)
+    # The mode of each batch norm is in its options; the kernels follow it in a stack that trains.
+    training = any(options.norm is NormMode.BATCH for options in packed.options)
     momenta = tuple(None if block.norm is None else block.norm.momentum for block in blocks)
     counters = [None if block.norm is None else block.norm.num_batches_tracked for block in blocks]
+    parameters = packed.tensors()
     keep = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, *parameters)
     )
     if keep:
-        return _ConvStack.apply(x, name, layout, training, momenta, *parameters, *counters)
-    y, kept = CONV_STACK.by_backend[name].fwd(x, parameters, *layout, training, False)
-    _track(kept, layout, momenta, parameters, counters)
+        return _ConvStack.apply(x, name, packed.options, training, momenta, *parameters, *counters)
+    y, kept = CONV_STACK.by_backend[name].fwd(x, packed, training, False)
+    _track(packed, kept, momenta, counters)
     return y
 
 
@@ -152,18 +156,18 @@ def _autocast(x: Tensor, blocks: Sequence[ConvBlock]) -> Sequence[ConvBlock]:
 
 
 def _track(
-    kept: Sequence[Tensor],
-    layout: Layout,
+    packed: PackedBlocks,
+    kept: Kept,
     momenta: Sequence[float | None],
-    parameters: Sequence[Tensor | None],
     counters: Sequence[Tensor | None],
 ) -> None:
-    """Take the batch into the running statistics of every norm that took the batch's own."""
-    count = len(momenta)
-    for b, momentum in enumerate(momenta):
-        if layout[0][9 * b + 7] == 1:
-            running = parameters[PARAMETERS * b + TRAINED : PARAMETERS * (b + 1)]
-            track(running, counters[b], (kept[count + b], kept[3 * count + b]), momentum)
+    """Update the running statistics of every norm that used the batch's."""
+    for parameters, options, momentum, counter, mean, variance in zip(
+        *packed, momenta, counters, kept.means, kept.variances, strict=True
+    ):
+        if options.norm is NormMode.BATCH:
+            running = (parameters.running_mean, parameters.running_var)
+            track(running, counter, (mean, variance), momentum)
 
 
 class _ConvStack(torch.autograd.Function):
@@ -172,131 +176,178 @@ class _ConvStack(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         backend: str,
-        layout: Layout,
+        options: tuple[BlockOptions, ...],
         training: bool,
         momenta: tuple[float | None, ...],
         *tensors: Tensor | None,
     ) -> Tensor:
-        count = len(momenta)
-        parameters, counters = tensors[: PARAMETERS * count], tensors[PARAMETERS * count :]
-        y, kept = CONV_STACK.by_backend[backend].fwd(x, parameters, *layout, training, True)
-        _track(kept, layout, momenta, parameters, counters)
-        trained = [p for i, p in enumerate(parameters) if i % PARAMETERS < TRAINED]
-        # The fourth quarter is for the running statistics alone; what follows is the backend's own.
-        kept_for_backward = (*kept[: 3 * count], *kept[4 * count :])
-        output = y if layout[0][-1] > _LEAKY else None  # what tanh and sigmoid keep
-        if _ends_in_leaky(layout):
-            output = pack_signs(y, layout[1][-1])
-        ctx.save_for_backward(x, output, *trained, *kept_for_backward)
-        ctx.call = (backend, layout, training)
+        count = len(options)
+        parameters, counters = tensors[:-count], tensors[-count:]
+        packed = PackedBlocks(per_block(BlockParameters, parameters), options)
+        y, kept = CONV_STACK.by_backend[backend].fwd(x, packed, training, True)
+        _track(packed, kept, momenta, counters)
+        *_, last = options
+        output = y if last.activation in (Activation.TANH, Activation.SIGMOID) else None
+        if _ends_in_leaky(options):
+            output = pack_signs(y, last.negative_slope)
+        ctx.save_for_backward(x, output, *_saved_tensors(packed, kept))
+        ctx.call = (backend, options, training)
         ctx.output_format = torch.contiguous_format if y.is_contiguous() else torch.channels_last
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        backend, layout, training = ctx.call
+        backend, options, training = ctx.call
         x, y, *saved = ctx.saved_tensors
-        count = len(layout[1]) // 2
-        kept = saved[TRAINED * count :]
-        asked = needed_grads(ctx)
-        needs_x, needs = asked[0], asked[5 : 5 + PARAMETERS * count]
-        parameters: list[Tensor | None] = []
-        for b in range(count):
-            parameters += [*saved[TRAINED * b : TRAINED * (b + 1)], None, None]
+        packed, kept = _restored(options, saved)
+        count = len(options)
+        needs_x, _, _, _, _, *others = needed_grads(ctx)
+        needs = others[:-count]
         if needs_reference(grad_y):
-            grads = _recompute(x, parameters, layout, training, kept, grad_y, (needs_x, *needs))
+            grads = _recompute(x, packed, training, kept, grad_y, (needs_x, *needs))
             return grads[0], *(None,) * 4, *grads[1:], *(None,) * count
+        needs_by_block = per_block(BlockParameters, needs)
         needed = [
-            sum(
-                bit
-                for bit, wanted in (
-                    (1, needs[PARAMETERS * b]),
-                    (2, any(needs[PARAMETERS * b + 1 : PARAMETERS * (b + 1)])),
-                )
-                if wanted
-            )
-            for b in range(count)
+            NEEDS_WEIGHT * bool(need.weight)
+            + NEEDS_OTHERS * any((need.bias, need.gamma, need.beta))
+            for need in needs_by_block
         ]
-        if _ends_in_leaky(layout):
-            grad_y, y = through_signs(grad_y, y, layout[1][-1], ctx.output_format), None
-            layout = ((*layout[0][:-1], 0), layout[1])
-        kept = [*kept[: 3 * count], *kept[:count], *kept[3 * count :]]
-        grad_x, found = CONV_STACK.by_backend[backend].bwd(
-            grad_y, x, y, parameters, kept, *layout, training, needs_x, needed
+        if _ends_in_leaky(options):
+            *before, last = options
+            grad_y, y = through_signs(grad_y, y, last.negative_slope, ctx.output_format), None
+            last = last._replace(activation=Activation.NONE)
+            packed = PackedBlocks(packed.parameters, (*before, last))
+        found = CONV_STACK.by_backend[backend].bwd(
+            grad_y, x, y, packed, kept, training, needs_x, needed
         )
         given: list[Tensor | None] = []
-        for b in range(count):
-            for i in range(PARAMETERS):
-                parameter = parameters[PARAMETERS * b + i]
-                wanted = parameter is not None and needs[PARAMETERS * b + i]
-                given.append(found[TRAINED * b + i].to(parameter.dtype) if wanted else None)  # type: ignore[union-attr]
-        return grad_x if needs_x else None, *(None,) * 4, *given, *(None,) * count
+        for parameters, need, *grads_of_block in zip(
+            packed.parameters,
+            needs_by_block,
+            found.weights,
+            found.biases,
+            found.gammas,
+            found.betas,
+            strict=True,
+        ):
+            statistics = (None, None)
+            for parameter, wanted, grad in zip(
+                parameters, need, (*grads_of_block, *statistics), strict=True
+            ):
+                is_given = parameter is not None and wanted
+                given.append(grad.to(parameter.dtype) if is_given else None)
+        return found.x if needs_x else None, *(None,) * 4, *given, *(None,) * count
 
     @staticmethod
     def kinks(ctx: Any, y: Tensor) -> list[Kink]:
-        """For the judge (genimg/testing/kinks.py)."""
-        _, layout, _ = ctx.call
-        count = len(layout[1]) // 2
-        trained = ctx.saved_tensors[2:]
-        kept = trained[TRAINED * count :]
+        """Return the kinks for the judge (genimg/testing/kinks.py)."""
+        _, options, _ = ctx.call
+        _, _, *saved = ctx.saved_tensors
+        packed, kept = _restored(options, saved)
+        # Without a norm the activation is kept, which has the sign of its input.
+        *inner, _ = kept.raws
         found = []
-        for b in range(count):
-            norm, activation = layout[0][9 * b + 7 : 9 * (b + 1)]
-            slope = layout[1][2 * b + 1]
-            if activation != _LEAKY or (norm and slope == 1):
+        for block, parameters, raw, mean, rstd, activated in zip(
+            options,
+            packed.parameters,
+            kept.raws,
+            kept.means,
+            kept.rstds,
+            (*inner, y),
+            strict=True,
+        ):
+            has_norm = block.norm is not NormMode.NONE
+            if block.activation is not Activation.LEAKY_RELU or (
+                has_norm and block.negative_slope == 1
+            ):
                 continue
-            if norm:
-                gamma, beta = trained[TRAINED * b + 2 : TRAINED * (b + 1)]
-                mean, rstd = kept[count + b], kept[2 * count + b]
-                found.append(affine_kink(kept[b], mean, rstd, gamma, beta))
-            else:  # what is kept is the activation, which has the sign of what it was taken of
-                found.append(exact_kink(kept[b] if b + 1 < count else y))
+            if has_norm:
+                found.append(affine_kink(raw, mean, rstd, parameters.gamma, parameters.beta))
+            else:
+                found.append(exact_kink(activated))
         return found
 
 
-_LEAKY = 1  # among the activations of a layout, after none
+def _saved_tensors(packed: PackedBlocks, kept: Kept) -> list[Tensor | None]:
+    """The tensors that a backward needs, which :func:`_restored` takes apart."""
+    saved: list[Tensor | None] = []
+    for block in packed.parameters:
+        saved += [block.weight, block.bias, block.gamma, block.beta]
+    # A second derivative needs the running variance as it was; the batch's it computes again.
+    variances = [
+        variance if options.norm is NormMode.RUNNING else None
+        for options, variance in zip(packed.options, kept.variances, strict=True)
+    ]
+    return [*saved, *kept.raws, *kept.means, *kept.rstds, *variances, *kept.coefs]
 
 
-def _ends_in_leaky(layout: Layout) -> bool:
-    """Whether no norm stands before a LeakyReLU at the end, whose raw input would tell the sign."""
-    norm, activation = layout[0][-2:]
-    return activation == _LEAKY and norm == 0
+def _restored(
+    options: tuple[BlockOptions, ...], saved: Sequence[Tensor | None]
+) -> tuple[PackedBlocks, Kept]:
+    """The blocks, without running statistics, and what was kept."""
+    count = len(options)
+    tensors = iter(saved)
+    parameters = tuple(
+        BlockParameters(next(tensors), next(tensors), next(tensors), next(tensors))  # type: ignore[arg-type]
+        for _ in options
+    )
+    rest = tuple(tensors)
+    kept = Kept(*(rest[i : i + count] for i in range(0, len(rest), count)))  # type: ignore[arg-type]
+    return PackedBlocks(parameters, options), kept
+
+
+def _ends_in_leaky(options: Sequence[BlockOptions]) -> bool:
+    """Whether the stack ends in a LeakyReLU without a norm, whose input is not kept."""
+    *_, last = options
+    return last.activation is Activation.LEAKY_RELU and last.norm is NormMode.NONE
 
 
 def _recompute(
     x: Tensor,
-    parameters: Sequence[Tensor | None],
-    layout: Layout,
+    packed: PackedBlocks,
     training: bool,
-    kept: Sequence[Tensor],
+    kept: Kept,
     grad_y: Tensor,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    count = len(layout[1]) // 2
-    statistics = list(parameters)
-    for b in range(count):
-        norm, eps = layout[0][9 * b + 7], layout[1][2 * b]
-        if norm == 2:
-            # As they were: the running statistics may have changed since.
-            mean, rstd = kept[count + b], kept[2 * count + b]
-            statistics[PARAMETERS * b + 4 : PARAMETERS * (b + 1)] = [mean, rstd**-2 - eps]
+    # The running statistics as they were: they may have changed since.
+    statistics = [
+        (mean, variance) if options.norm is NormMode.RUNNING else (None, None)
+        for options, mean, variance in zip(packed.options, kept.means, kept.variances, strict=True)
+    ]
 
-    def again(x: Tensor, *trained: Tensor | None) -> Tensor:
-        given = [
-            statistic if i % PARAMETERS >= TRAINED else parameter
-            for i, (statistic, parameter) in enumerate(zip(statistics, trained, strict=True))
-        ]
-        return reference.conv_stack(x, restore(given, layout), training=training)
+    def again(x: Tensor, *tensors: Tensor | None) -> Tensor:
+        parameters = tuple(
+            block._replace(running_mean=mean, running_var=variance)
+            for block, (mean, variance) in zip(
+                per_block(BlockParameters, tensors), statistics, strict=True
+            )
+        )
+        blocks = restore(PackedBlocks(parameters, packed.options))
+        return reference.conv_stack(x, blocks, training=training)
 
-    return recompute_grads(again, (x, *parameters), (grad_y,), needs)
-
-
-def _cpp_fwd(*args: Any) -> tuple[Tensor, list[Tensor]]:
-    return torch.ops.genimg.conv_stack_fwd(*args)
+    return recompute_grads(again, (x, *packed.tensors()), (grad_y,), needs)
 
 
-def _cpp_bwd(*args: Any) -> tuple[Tensor, list[Tensor]]:
-    return torch.ops.genimg.conv_stack_bwd(*args)
+def _cpp_fwd(x: Tensor, packed: PackedBlocks, training: bool, keep: bool) -> tuple[Tensor, Kept]:
+    y, *kept = torch.ops.genimg.conv_stack_fwd(x, *packed.pack(), training, keep)
+    return y, Kept(*kept)
+
+
+def _cpp_bwd(
+    grad_y: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    packed: PackedBlocks,
+    kept: Kept,
+    training: bool,
+    needs_x: bool,
+    needs: list[int],
+) -> StackGrads:
+    parameters, integers, numbers = packed.pack()
+    statistics = (kept.raws, kept.means, kept.rstds)
+    call = (parameters, *statistics, integers, numbers, training, needs_x, needs)
+    return StackGrads(*torch.ops.genimg.conv_stack_bwd(grad_y, x, y, *call))
 
 
 if _native.available():
@@ -309,21 +360,22 @@ if _native.available():
         numbers: list[float],
         training: bool,
         keep: bool,
-    ) -> tuple[Tensor, list[Tensor]]:
-        blocks = restore(parameters, (tuple(options), tuple(numbers)))
-        raws, means, rstds, variances = ([] for _ in range(4))
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        blocks = restore(PackedBlocks.unpack(parameters, options, numbers))
+        raws: list[Tensor] = []
+        means: list[Tensor] = []
+        rstds: list[Tensor] = []
+        variances: list[Tensor] = []
         shape: Sequence[int] = x.shape
         for b, block in enumerate(blocks):
             shape = out_shape(shape, block)
             norm = block.norm is not None
             raw = keep and (norm or b + 1 < len(blocks))
             raws.append(_empty(x, shape, torch.channels_last) if raw else x.new_empty(0))
-            takes = norm and training and options[9 * b + 7] == 1
-            means.append(_statistic(x, shape[1] if norm else 0))
-            rstds.append(_statistic(x, shape[1] if norm else 0))
-            variances.append(_statistic(x, shape[1] if takes else 0))
+            for statistics in (means, rstds, variances):
+                statistics.append(_statistic(x, shape[1] if norm else 0))
         y = _empty(x, shape, formats_of(x, blocks)[1])
-        return y, [*raws, *means, *rstds, *variances]
+        return y, raws, means, rstds, variances
 
     @torch.library.register_fake("genimg::conv_stack_bwd")
     def _(
@@ -331,63 +383,57 @@ if _native.available():
         x: Tensor,
         y: Tensor | None,
         parameters: list[Tensor | None],
-        kept: list[Tensor],
+        raws: list[Tensor],
+        means: list[Tensor],
+        rstds: list[Tensor],
         options: list[int],
         numbers: list[float],
         training: bool,
         needs_x: bool,
         needs: list[int],
-    ) -> tuple[Tensor, list[Tensor]]:
-        blocks = restore(parameters, (tuple(options), tuple(numbers)))
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        blocks = restore(PackedBlocks.unpack(parameters, options, numbers))
         formats, _ = formats_of(x, blocks)
-        grads = []
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        gammas: list[Tensor] = []
+        betas: list[Tensor] = []
         for b, block in enumerate(blocks):
-            weight = block.weight if needs[b] & 1 else block.weight.new_empty(0)
-            channels = kept[len(blocks) + b].numel()
+            weight = block.weight.new_empty(0)
+            if needs[b] & NEEDS_WEIGHT:
+                weight = torch.empty_like(block.weight, memory_format=formats[b])
+            weights.append(weight)
             below = any(needs[: b + 1]) or needs_x
-            bias = block.weight.shape[1 if options[9 * b] else 0]
-            grads += [
-                torch.empty_like(weight, memory_format=formats[b]) if needs[b] & 1 else weight,
-                _statistic(x, bias if block.bias is not None and below else 0),
-                _statistic(x, channels if below else 0),
-                _statistic(x, channels if below else 0),
-            ]
+            channels = block.weight.shape[1 if block.direction is Direction.UP else 0]
+            biases.append(_statistic(x, channels if block.bias is not None and below else 0))
+            for grads in (gammas, betas):
+                grads.append(_statistic(x, channels if block.norm is not None and below else 0))
         grad_x = _empty(x, x.shape, formats[0]) if needs_x else x.new_empty(0)
-        return grad_x, grads
+        return grad_x, weights, biases, gammas, betas
 
 
-def _triton_fwd(
-    x: Tensor,
-    parameters: list[Tensor | None],
-    options: tuple[int, ...],
-    numbers: tuple[float, ...],
-    training: bool,
-    keep: bool,
-) -> tuple[Tensor, list[Tensor]]:
+def _triton_fwd(x: Tensor, packed: PackedBlocks, training: bool, keep: bool) -> tuple[Tensor, Kept]:
     from genimg.kernels.triton.conv import stack as kernel
 
-    y, kept = kernel.conv_stack_fwd(x, parameters, options, numbers, training, keep)
-    return in_format(y, formats_of(x, restore(parameters, (options, numbers)))[1]), kept
+    y, kept = kernel.conv_stack_fwd(x, packed, training, keep)
+    return in_format(y, formats_of(x, restore(packed))[1]), kept
 
 
 def _triton_bwd(
     grad_y: Tensor,
     x: Tensor,
     y: Tensor | None,
-    parameters: list[Tensor | None],
-    kept: list[Tensor],
-    options: tuple[int, ...],
-    numbers: tuple[float, ...],
+    packed: PackedBlocks,
+    kept: Kept,
     training: bool,
     needs_x: bool,
     needs: list[int],
-) -> tuple[Tensor, list[Tensor]]:
+) -> StackGrads:
     from genimg.kernels.triton.conv import stack as kernel
 
-    formats, _ = formats_of(x, restore(parameters, (options, numbers)))
-    call = (options, numbers, training, needs_x, needs, formats)
-    grad_x, grads = kernel.conv_stack_bwd(grad_y, x, y, parameters, kept, *call)
-    return in_format(grad_x, formats[0]) if needs_x else grad_x, grads
+    formats, _ = formats_of(x, restore(packed))
+    grads = kernel.conv_stack_bwd(grad_y, x, y, packed, kept, training, needs_x, needs, formats)
+    return grads._replace(x=in_format(grads.x, formats[0])) if needs_x else grads
 
 
 def _empty(x: Tensor, shape: Sequence[int], memory_format: torch.memory_format) -> Tensor:
@@ -422,31 +468,6 @@ def _why_not_triton(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> s
     )
 
 
-_FAST_SHARE = 0.6
-
-
-def _why_slower_cpu(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
-    """Figures: benchmarks/README.md."""
-    if x.dim() != 4:
-        return None
-    shape: Sequence[int] = (1, *x.shape[1:])  # the share is the same for every batch
-    fast = every = 0
-    for block in blocks:
-        geometry = block_geometry(block)
-        if isinstance(block.padding, str):
-            return None
-        count = multiplications(shape, block.weight, geometry)
-        fast += count if has_winograd_kernel(shape, block.weight, geometry) else 0
-        every += count
-        shape = out_shape(shape, block)
-    if fast < _FAST_SHARE * every:
-        return (
-            "most of its multiplications are in other convolutions than 4x4 of stride 2 and "
-            "padding 1, where PyTorch's are faster"
-        )
-    return why_slower_bfloat16(x.dtype)
-
-
 CONV_STACK = Op(
     "conv_stack",
     conv_stack,
@@ -454,7 +475,7 @@ CONV_STACK = Op(
     CASES,
     impls=(
         Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, not_measured),
-        Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),
+        Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, why_slower_cpu),
         Impl(
             "triton",
             triton_runtime.DEVICES,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from genimg import _native
+from genimg.conv_blocks import NEEDS_WEIGHT, PackedBlocks
 from genimg.ops.conv_block import block_geometry, out_shape, restore
 from genimg.ops.convolution import Geometry, multiplications
 
@@ -96,14 +97,14 @@ def _convolution(transposed: bool) -> Callable[[dict[str, Any]], int]:
 
 def _stack(call: dict[str, Any]) -> int:
     """The same of every block; an inner one's input gradient is needed by what lies before it."""
-    layout = (tuple(call["options"]), tuple(call["numbers"]))
+    packed = PackedBlocks.unpack(call["parameters"], call["options"], call["numbers"])
     shape: Sequence[int] = call["x"].shape
     count = 0
-    for b, block in enumerate(restore(call["parameters"], layout)):
+    for b, block in enumerate(restore(packed)):
         passes = 1
         if "needs_x" in call:
             needs = call["needs"]
-            passes = (call["needs_x"] or any(needs[:b])) + (needs[b] & 1)
+            passes = (call["needs_x"] or any(needs[:b])) + bool(needs[b] & NEEDS_WEIGHT)
         count += passes * multiplications(shape, block.weight, block_geometry(block))
         shape = out_shape(shape, block)
     return count

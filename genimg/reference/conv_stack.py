@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,34 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from genimg.conv_blocks import Activation, Direction
 from genimg.reference.batch_norm_act import batch_norm_act
 from genimg.reference.conv2d import IntOrPair, conv2d
 from genimg.reference.conv_transpose2d import conv_transpose2d
 from genimg.testing import Case, Tensors, integers, normal
 
 
-class Direction(enum.Enum):
-    """Which of the two convolutions a block begins with."""
-
-    DOWN = "conv2d"
-    UP = "conv_transpose2d"
-
-
-class Activation(enum.Enum):
-    """What a block ends in; the slope of LEAKY_RELU is the block's ``negative_slope``."""
-
-    NONE = "none"
-    LEAKY_RELU = "leaky_relu"
-    TANH = "tanh"
-    SIGMOID = "sigmoid"
-
-
 @dataclass(frozen=True)
 class BatchNorm:
     """A block's batch norm: :func:`genimg.ops.batch_norm_act`'s tensors and numbers.
 
-    ``training`` None follows the stack's; else True takes the batch's statistics, False the running
-    ones.
+    ``training`` None follows the stack's; True uses the batch's statistics, False the running ones.
     """
 
     running_mean: Tensor | None
@@ -50,7 +33,7 @@ class BatchNorm:
     num_batches_tracked: Tensor | None = None
 
     def takes_statistics(self, training: bool) -> bool:
-        """Whether it is by the batch's statistics, in a stack of mode ``training``."""
+        """Whether it uses the batch's statistics, in a stack of mode ``training``."""
         return training if self.training is None else self.training
 
 
@@ -75,7 +58,7 @@ class ConvBlock:
 
 
 class Layers(NamedTuple):
-    """The ops that a stack is made of."""
+    """The ops that a stack consists of."""
 
     conv2d: Callable[..., Tensor]
     conv_transpose2d: Callable[..., Tensor]
@@ -125,7 +108,7 @@ def conv_stack(x: Tensor, blocks: Sequence[ConvBlock], *, training: bool) -> Ten
 def layer_by_layer(
     x: Tensor, blocks: Sequence[ConvBlock], training: bool, layers: Layers
 ) -> Tensor:
-    """A stack as single ops, whosever they are."""
+    """A stack as single ops, which are those of ``layers``."""
     for block in blocks:
         x = _contract(x, block, layers)
         norm = block.norm
@@ -154,7 +137,7 @@ def layer_by_layer(
 class _Layer:
     """A block of a case, without its tensors.
 
-    ``shift``: a bias about it, in front of the norm; ``gain``: a factor of the weight; ``dead``:
+    ``shift``: the mean of a bias before the norm; ``gain``: a factor of the weight; ``dead``:
     channel 0 is 0 everywhere, and the norm leaves it at the kink.
     """
 
@@ -201,7 +184,7 @@ def _make(shape: tuple[int, ...], layers: Sequence[_Layer]) -> Callable[..., Ten
 
 
 def _away_from_kinks(made: Tensors, generator: torch.Generator) -> Tensors:
-    """Integers and 0.25: what enters an activation is 0.25 or more away from 0."""
+    """Integers and 0.25: the input of an activation is 0.25 or more away from 0."""
     constants = {"bias": 0.25, "beta": 0.25, "gamma": 1.0, "mean": 0.0, "var": 1.0}
     return {
         name: torch.full_like(x, constants[name[:-1]])
@@ -212,7 +195,7 @@ def _away_from_kinks(made: Tensors, generator: torch.Generator) -> Tensors:
 
 
 def _minus_infinity(made: Tensors, generator: torch.Generator) -> Tensors:
-    """By the shift: torch's own convolution of an infinite pixel makes NaN in bfloat16."""
+    """Set by the shift: torch's own convolution of an infinite pixel gives NaN in bfloat16."""
     made["beta0" if "beta0" in made else "bias0"][2] = -float("inf")
     return made
 

@@ -168,6 +168,7 @@ def _moments_statistics_kernel(
 def _moments_running_kernel(
     mean_ptr,
     rstd_ptr,
+    var_ptr,
     running_mean_ptr,
     running_var_ptr,
     gamma_ptr,
@@ -184,6 +185,7 @@ def _moments_running_kernel(
     rstd = 1.0 / tl.sqrt_rn(var + eps)
     tl.store(mean_ptr + c, mean, mask=c < channels)
     tl.store(rstd_ptr + c, rstd, mask=c < channels)
+    tl.store(var_ptr + c, var, mask=c < channels)
     scale = _factor(gamma_ptr, c, channels, 1.0) * rstd
     shift = _factor(beta_ptr, c, channels, 0.0)
     _store_coefficients(coef_ptr, c, channels, mean, scale, shift, tl.zeros_like(mean))
@@ -247,12 +249,15 @@ def _moments_bias_kernel(
 
 
 class Norm(NamedTuple):
-    """A batch norm: coefficients, and mean, rstd, unbiased variance, ``[channels]`` each."""
+    """A batch norm: coefficients, and mean, rstd and variance, ``[channels]`` each.
+
+    The variance is unbiased if it is the batch's, else the running one.
+    """
 
     coef: Tensor
     mean: Tensor
     rstd: Tensor
-    var: Tensor | None
+    var: Tensor
 
 
 class NormGrads(NamedTuple):
@@ -342,11 +347,12 @@ def running(
     """The norm of the running statistics."""
     channels = running_mean.numel()
     coef = _floats(running_mean, 4, channels)
-    mean, rstd = (_floats(running_mean, channels) for _ in range(2))
+    mean, rstd, var = (_floats(running_mean, channels) for _ in range(3))
     with on_device_of(coef):
         launch(_moments_running_kernel, (triton.cdiv(channels, RUNNING_CHANNELS),))(
             mean,
             rstd,
+            var,
             *_dense(running_mean, running_var, gamma, beta),
             coef,
             channels,
@@ -354,7 +360,7 @@ def running(
             BLOCK_CHANNELS=RUNNING_CHANNELS,
             num_warps=NUM_WARPS,
         )
-    return Norm(coef, mean, rstd, None)
+    return Norm(coef, mean, rstd, var)
 
 
 def norm_grads(

@@ -1,7 +1,9 @@
 """A run of convolution blocks."""
 
+import re
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +11,13 @@ from op_checks import FLOATS, assert_case, case_of, needs_triton, small_cases
 
 import genimg
 from genimg import _native
+from genimg.conv_blocks import CODES, NEEDS_OTHERS, NEEDS_WEIGHT, NormMode, PackedBlocks
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.ops import Activation, BatchNorm, ConvBlock, Direction, convolution
+from genimg.ops.conv_block import pack, restore
 from genimg.testing import prepare
 
+ROOT = Path(__file__).parents[2]
 conv_stack = genimg.ops.conv_stack
 
 
@@ -246,18 +251,105 @@ def test_raw_ops_refuse_what_does_not_fit():
     fwd = torch.ops.genimg.conv_stack_fwd
     x, weight = torch.randn(2, 3, 4, 4), torch.randn(3, 2, 4, 4)
     block = [weight, None, None, None, None, None]
-    options, numbers = [1, 2, 2, 1, 1, 0, 0, 0, 0], [0.0, 1.0]
-    assert fwd(x, block, options, numbers, True, False)[0].shape == (2, 2, 8, 8)
+    up, numbers = [1, 2, 2, 1, 1, 0, 0, 0, 0], [0.0, 1.0]
+    y, *_ = fwd(x, block, up, numbers, True, False)
+    assert y.shape == (2, 2, 8, 8)
+    ends_in_tanh, running = [1, 2, 2, 1, 1, 0, 0, 0, 2], [1, 2, 2, 1, 1, 0, 0, 2, 0]
     for args, message in (
-        ((x, block, options[:-1], numbers), "9 options"),
-        ((x, [None, *block[1:]], options, numbers), "block 0 has no weight"),
-        ((x, [weight, None, torch.ones(3), None, None, None], options, numbers), r"shape \[2\]"),
-        ((x, block * 2, [*options[:-1], 2, *options], numbers * 2), "only the last"),
-        ((x, block, [1, 2, 2, 1, 1, 0, 0, 2, 0], numbers), "running statistics"),
-        ((x[:, :2], block, options, numbers), "3 channels"),
+        ((x, block, up[1:], numbers), "9 options"),
+        ((x, [None, *block[1:]], up, numbers), "block 0 has no weight"),
+        ((x, [weight, None, torch.ones(3), None, None, None], up, numbers), r"shape \[2\]"),
+        ((x, block * 2, [*ends_in_tanh, *up], numbers * 2), "only the last"),
+        ((x, block, running, numbers), "running statistics"),
+        ((x, block, [2, 2, 2, 1, 1, 0, 0, 0, 0], numbers), "direction is 2; expected 0 to 1"),
+        ((x, block, [1, 2, 2, 1, 1, 0, 0, 3, 0], numbers), "norm is 3; expected 0 to 2"),
+        ((x, block, [1, 2, 2, 1, 1, 0, 0, 0, -1], numbers), "activation is -1; expected 0 to 3"),
+        ((x[:, :2], block, up, numbers), "3 channels"),
     ):
         with pytest.raises(RuntimeError, match=message):
             fwd(*args, False, False)
+    bwd, lists = torch.ops.genimg.conv_stack_bwd, ([torch.empty(0)],) * 2
+    call = (up, numbers, True, True, [1])
+    with pytest.raises(RuntimeError, match="of 1 blocks, but got 0, 1, 1 and 1"):
+        bwd(y, x, None, block, [], *lists, *call)
+
+
+def test_packed_blocks_come_back():
+    """What the C++ op takes says all that a kernel needs."""
+    norm = BatchNorm(torch.zeros(3), torch.ones(3), torch.ones(3), torch.zeros(3), eps=1e-3)
+    blocks = [
+        up(bias=torch.zeros(3), stride=(2, 1), padding=1, output_padding=(1, 0), norm=norm),
+        up(3, activation=Activation.LEAKY_RELU, negative_slope=0.25),
+        up(3, norm=replace(norm, training=False), activation=Activation.TANH),
+    ]
+    packed = pack(blocks, True)
+    modes = [options.norm for options in packed.options]
+    assert modes == [NormMode.BATCH, NormMode.NONE, NormMode.RUNNING]
+    again = PackedBlocks.unpack(*packed.pack())
+    assert again.options == packed.options
+    for ours, theirs in zip(again.tensors(), packed.tensors(), strict=True):
+        assert ours is theirs
+    restored = restore(again)
+    assert pack(restored, False).options == packed.options
+    assert [block.direction for block in restored] == [Direction.UP] * 3
+
+
+CPP_ENUMERATIONS = [
+    *(("csrc/conv_block.h", kind) for kind in (Direction, NormMode, Activation)),
+    *(("kernels/cuda/conv/geometry.h", kind) for kind in (NormMode, Activation)),
+]
+
+
+@pytest.mark.parametrize(("header", "kind"), CPP_ENUMERATIONS)
+def test_enumerations_of_cpp(header, kind):
+    """Members and order are the Python enumeration's; the CPU kernels' are asserted in C++."""
+    path = ROOT / header
+    if not path.exists():
+        pytest.skip("not run from a source tree")
+    found = re.findall(rf"^enum class {kind.__name__} {{([^}}=]*)}};", path.read_text(), re.M)
+    assert len(found) == 1
+    names = [re.sub(r"^k(?=[A-Z])", "", name.strip()) for name in found[0].split(",")]
+    members = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper() for name in names]
+    assert members == [member.name for member in kind]
+    assert [CODES[member] for member in kind] == list(range(len(members)))
+
+
+def test_bits_of_needs_in_cpp():
+    path = ROOT / "csrc/conv_block.h"
+    if not path.exists():
+        pytest.skip("not run from a source tree")
+    assert f"constexpr int64_t kNeedsWeight = {NEEDS_WEIGHT};" in path.read_text()
+    assert NEEDS_WEIGHT & NEEDS_OTHERS == 0
+
+
+@needs_triton
+def test_activations_of_triton():
+    from genimg.kernels.triton.conv import epilogue, stack
+
+    names = {"none", "leaky", "tanh", "sigmoid"}
+    assert list(stack.ACTIVATIONS) == list(Activation)
+    assert set(stack.ACTIVATIONS.values()) == names
+    assert {epilogue.NONE, epilogue.LEAKY, epilogue.TANH, epilogue.SIGMOID} == names
+
+
+@native
+def test_a_block_without_bias_and_norm_has_no_gradient_of_either():
+    """The fake of the raw op says so, too."""
+    weights = torch.randn(3, 3, 3, 3), torch.randn(3, 3, 3, 3)
+    blocks = [
+        ConvBlock(Direction.DOWN, weight, padding=1, activation=Activation.LEAKY_RELU)
+        for weight in weights
+    ]
+    x = torch.randn(2, 3, 4, 4)
+    parameters, options, numbers = pack(
+        [*blocks, replace(blocks[0], activation=Activation.NONE)], True
+    ).pack()
+    fwd, bwd = torch.ops.genimg.conv_stack_fwd, torch.ops.genimg.conv_stack_bwd
+    y, raws, means, rstds, _ = fwd(x, parameters, options, numbers, True, True)
+    args = (y, x, None, parameters, raws, means, rstds, options, numbers, True, True, [1, 1, 1])
+    _, _, *others = bwd(*args)
+    assert all(grad.numel() == 0 for grads in others for grad in grads)
+    torch.library.opcheck(bwd.default, args)
 
 
 @native

@@ -236,7 +236,7 @@ def test_fakes_have_the_kernels_strides(case, layout):
     grad_y = laid(y.shape, layout)
     block = [int(up), *[stride] * 2, *[padding] * 2, 0, 0, 0]
     parameters = [weight, None, None, None, None, None]
-    kept = [torch.empty(0)] * 4
+    kept = ([torch.empty(0)],) * 3  # raws, means, rstds
     calls = [
         (f"{name}_fwd", (x, weight, None, *options)),
         (f"{name}_bwd", (grad_y, x, weight, *options, True, True)),
@@ -246,7 +246,7 @@ def test_fakes_have_the_kernels_strides(case, layout):
         ("conv_stack_fwd", (x, parameters, [*block, 1], [0.0, 0.2], True, True)),
         (
             "conv_stack_bwd",
-            (grad_y, x, None, parameters, kept, [*block, 0], [0.0, 0.0], True, True, [1]),
+            (grad_y, x, None, parameters, *kept, [*block, 0], [0.0, 0.0], True, True, [1]),
         ),
         ("leaky_signs", (x, 0.2)),
         ("leaky_relu_fwd", (x, 0.2)),

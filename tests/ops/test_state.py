@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import genimg
 from genimg import _native
+from genimg.conv_blocks import PackedBlocks
 from genimg.nn.batch_norm import apply_norm
 from genimg.ops import Activation, BatchNorm, ConvBlock, Direction, batch_norm_act, conv_stack
 
@@ -320,8 +321,8 @@ def test_triton_hands_out_no_alias():
         )
     x, weight = torch.randn(2, 4, 3, 3), torch.randn(4, 4, 4, 4)
     block = [weight, None, None, None, mean, var]
-    options = (1, 2, 2, 1, 1, 0, 0, 2, 1)
-    kept = stack_kernel.conv_stack_fwd(x, block, options, (1e-5, 0.2), False, True)
+    packed = PackedBlocks.unpack(block, (1, 2, 2, 1, 1, 0, 0, 2, 1), (1e-5, 0.2))
+    kept = stack_kernel.conv_stack_fwd(x, packed, False, True)
     assert not storages(kept) & storages((x, *block))
 
 

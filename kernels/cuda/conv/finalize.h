@@ -21,11 +21,11 @@ __device__ __forceinline__ void finish_statistics(const ConvStatistics& to, int6
 // Computes the gradients from the sum of dz and that of dz * (y - mean).
 __device__ __forceinline__ void finish_grads(const ConvNormGrads& to, int64_t c, float count,
                                              float sum, float weighted) {
-  if (to.norm == NormKind::kNone) {
+  if (to.norm == NormMode::kNone) {
     if (to.bias != nullptr) to.bias[c] = sum;
     return;
   }
-  const bool batch = to.norm == NormKind::kBatch;
+  const bool batch = to.norm == NormMode::kBatch;
   const float rstd = to.rstd[c], scale = to.scale[c];
   // Subtracting the batch's mean cancels the bias.
   if (to.bias != nullptr) to.bias[c] = batch ? 0 : scale * sum;

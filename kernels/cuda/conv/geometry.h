@@ -24,7 +24,7 @@ struct ConvGeometry {
 enum class Activation { kNone, kLeakyRelu, kTanh, kSigmoid };
 
 // The statistics that a norm uses: those of the batch, or the running ones.
-enum class NormKind { kNone, kBatch, kRunning };
+enum class NormMode { kNone, kBatch, kRunning };
 
 // A batch norm z = (y - mean) * scale + shift; each array has one float per channel.
 struct ConvNorm {
@@ -43,7 +43,7 @@ struct ConvStatistics {
 // those that are not needed. `slope` and `shift` carry the gradient through the statistics of a
 // batch: dy = dz * scale + (y - mean) * slope + shift.
 struct ConvNormGrads {
-  NormKind norm = NormKind::kNone;
+  NormMode norm = NormMode::kNone;
   const float *rstd = nullptr, *scale = nullptr;
   float *bias = nullptr, *gamma = nullptr, *beta = nullptr, *slope = nullptr, *shift = nullptr;
 };

@@ -11,7 +11,7 @@
 namespace genimg::cuda {
 namespace {
 
-// Hands out pieces of memory; without memory it only counts them.
+// Hands out pieces of memory; without memory it only counts their bytes.
 class Arena {
  public:
   explicit Arena(void* begin) : begin_(static_cast<char*>(begin)) {}
@@ -30,12 +30,12 @@ class Arena {
   char* begin_;
 };
 
-// What stands behind the norm is leaky with this slope.
+// The slope below zero of the activation behind the norm; 1 unless that is a LeakyReLU.
 float slope_of(const ConvStackBlock& block) {
   return block.activation == Activation::kLeakyRelu ? block.negative_slope : 1.0f;
 }
 
-bool has_norm(const ConvStackBlock& block) { return block.norm != NormKind::kNone; }
+bool has_norm(const ConvStackBlock& block) { return block.norm != NormMode::kNone; }
 
 int channels_of(const ConvStackBlock& block) {
   return block.transposed ? block.geometry.large_c : block.geometry.small_c;
@@ -65,7 +65,7 @@ cudaError_t contract(bool to_small, const ConvStackBlock& block, const ConvStack
                                            epilogue, stack.tile, stack.precision, stream);
 }
 
-// Floats and tickets that suffice for whatever asks, one after the other.
+// The floats and tickets of the largest of several workspaces, which are used one at a time.
 struct SumsWorkspace {
   ConvSumsWorkspace most = {0, 0};
 
@@ -79,7 +79,7 @@ ConvSumsWorkspace sums_of(bool to_small, const ConvStackBlock& block) {
   return (to_small ? conv_fprop_sums : conv_dgrad_sums)(block.geometry);
 }
 
-// A block's norm as the contractions read it; scale and shift are the arena's.
+// A block's norm as the contractions read it; scale and shift are in the arena.
 struct Norm {
   float *scale = nullptr, *shift = nullptr;
 
@@ -100,6 +100,7 @@ struct Norm {
             block.beta,
             block.mean,
             block.rstd,
+            block.var,
             scale,
             shift};
   }
@@ -125,11 +126,11 @@ class Forward {
     for (int b = 0; b < stack.count; ++b) {
       const ConvStackBlock& block = stack.blocks[b];
       if (has_norm(block)) norms_[b].allocate(block, arena_);
-      if (block.norm == NormKind::kBatch) sums_.add(sums_of(!block.transposed, block));
+      if (block.norm == NormMode::kBatch) sums_.add(sums_of(!block.transposed, block));
       const int64_t size = pixels_of(block) * channels_of(block);
       if (passes(b) && largest[b % 2] < size) largest[b % 2] = size;
     }
-    // What is not kept lies in one of two places, each until the other one is written.
+    // Raw outputs that are not kept alternate between two buffers.
     T* const passing[2] = {arena_.take<T>(largest[0]), arena_.take<T>(largest[1])};
     for (int b = 0; b < stack.count; ++b) {
       raws_[b] = passes(b) ? passing[b % 2] : static_cast<T*>(stack.blocks[b].raw);
@@ -159,7 +160,7 @@ class Forward {
   }
 
  private:
-  // Whether what the convolution writes is the stack's output.
+  // Whether the convolution of block b writes the stack's output.
   bool is_output(int b) const { return b + 1 == stack_.count && !has_norm(stack_.blocks[b]); }
   bool passes(int b) const { return stack_.blocks[b].raw == nullptr && !is_output(b); }
 
@@ -167,7 +168,7 @@ class Forward {
     std::vector<ConvStackNorm> running;
     for (int b = 0; b < stack_.count; ++b) {
       const ConvStackBlock& block = stack_.blocks[b];
-      if (block.norm == NormKind::kRunning) running.push_back(norms_[b].parameters(block, true));
+      if (block.norm == NormMode::kRunning) running.push_back(norms_[b].parameters(block, true));
     }
     return launch_conv_stack_norm(running.data(), static_cast<int>(running.size()), stream);
   }
@@ -180,7 +181,7 @@ class Forward {
       epilogue.activation = block.activation;
       epilogue.negative_slope = block.negative_slope;
     }
-    if (block.norm == NormKind::kBatch) {
+    if (block.norm == NormMode::kBatch) {
       epilogue.sums.scratch = scratch_;
       epilogue.sums.tickets = tickets;
       epilogue.sums.statistics = {block.eps,  block.gamma, block.beta,      block.mean,
@@ -197,12 +198,12 @@ class Forward {
   float* scratch_;
 };
 
-// What takes a gradient through the statistics of a batch; the arena's.
+// The coefficients that take a gradient through the statistics of a batch; in the arena.
 struct StatsGradCoeffs {
   float *slope = nullptr, *shift = nullptr;
 };
 
-// A gradient on its way down: dz behind a block's norm, and how its convolution's is read from it.
+// dz, the gradient behind a block's norm, and the prologue that takes it through the norm.
 template <typename T>
 struct ReadGrad {
   const T* dz;
@@ -223,7 +224,7 @@ class Backward {
       const ConvStackBlock& block = stack.blocks[b];
       if (has_norm(block)) norms_[b].allocate(block, arena_);
       if (b < lowest_) continue;
-      if (block.norm == NormKind::kBatch) {
+      if (block.norm == NormMode::kBatch) {
         through_[b].slope = arena_.take<float>(channels_of(block));
         through_[b].shift = arena_.take<float>(channels_of(block));
       }
@@ -280,7 +281,7 @@ class Backward {
     return launch_conv_stack_norm(all.data(), static_cast<int>(all.size()), stream_);
   }
 
-  // Through the last activation.
+  // Takes the gradient through the last activation.
   cudaError_t begin(const T* grad_y, const T* y) {
     const int b = stack_.count - 1;
     const ConvStackBlock& block = stack_.blocks[b];
@@ -318,7 +319,7 @@ class Backward {
             block.grad_gamma, block.grad_beta, through_[b].slope, through_[b].shift};
   }
 
-  // dz, behind block b's norm, is the gradient now.
+  // Makes dz, the gradient behind block b's norm, the current one.
   void arrive(int b, const T* dz) {
     const ConvStackBlock& block = stack_.blocks[b];
     ConvPrologue prologue;
@@ -326,7 +327,7 @@ class Backward {
       prologue.kind = ConvPrologue::kScaled;
       prologue.scale = norms_[b].scale;
     }
-    if (block.norm == NormKind::kBatch) {
+    if (block.norm == NormMode::kBatch) {
       prologue.kind = ConvPrologue::kTwoTensor;
       prologue.y = block.raw;
       prologue.mean = block.mean;

@@ -1,34 +1,33 @@
-// A run of convolution blocks as a sequence of launches. What they compute:
-// genimg/ops/conv_stack.py.
+// A run of convolution blocks as a sequence of launches. Formulas: genimg/ops/conv_stack.py.
 //
-// Forward: a contraction a block, which reads through the norm and activation of the block before
-// it, and takes the statistics of what it writes. Backward: a block's weight gradient and input
-// gradient, which goes through the activation of the block before it, takes the sums that the norm
-// needs, and is taken through the norm where the next two read it.
+// Forward, per block: a contraction, which applies the norm and activation of the block before it
+// as it reads, and takes the statistics of its result. Backward, per block: the weight's gradient,
+// and the input's gradient, which passes the activation of the block before it and takes the sums
+// that this block's norm needs; the next two contractions take it through that norm as they read.
 #pragma once
 
 #include "geometry.h"
 
 namespace genimg::cuda {
 
-// Images are dense NHWC of T, channels' arrays are floats. Null: what a block has not, or what is
-// not wanted of it.
+// Images are dense NHWC of T, arrays have one float per channel. Null: the block has no such
+// parameter, or the result is not needed.
 struct ConvStackBlock {
   bool transposed;
   ConvGeometry geometry;
-  NormKind norm;
+  NormMode norm;
   Activation activation;
   float eps, negative_slope;
   const void* weight;  // [small_c, kernel_h, kernel_w, large_c]
   const float *bias, *gamma, *beta, *running_mean, *running_var;
 
-  // BlockOutput by a forward, read by a backward: the output before the norm (without one, what the
-  // next block reads), its mean and 1 / sqrt(variance + eps); and the unbiased variance, for the
-  // running statistics.
+  // Written by a forward, read by a backward: the output before the norm (without one, the image
+  // that the next block reads), its mean and rstd = 1 / sqrt(variance + eps). Written by a forward
+  // alone: the variance, unbiased if it is the batch's, else a copy of the running one.
   void* raw;
   float *mean, *rstd, *var;
 
-  // BlockOutput by a backward; the weight's as launch_conv_wgrad has it.
+  // Written by a backward; by_channel is an argument of launch_conv_wgrad.
   void* grad_weight;
   bool by_channel;
   float *grad_bias, *grad_gamma, *grad_beta;
@@ -41,7 +40,7 @@ struct ConvStack {
   ConvTile tile;
 };
 
-// Memory for the time of the launches; the tickets are 0 before and after.
+// Sizes of the memory that the launches use; the tickets are 0 before and after.
 struct ConvStackWorkspace {
   int64_t bytes, tickets;
 };
@@ -53,7 +52,7 @@ template <typename T>
 cudaError_t launch_conv_stack_fwd(const ConvStack& stack, const T* x, T* y, void* room,
                                   unsigned* tickets, cudaStream_t stream);
 
-// The lowest block that a gradient is wanted of; count if there is none.
+// The lowest block of which a gradient is needed; count if there is none.
 int conv_stack_lowest(const ConvStack& stack, bool needs_x);
 
 template <typename T>

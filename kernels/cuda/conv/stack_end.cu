@@ -8,7 +8,7 @@
 namespace genimg::cuda {
 namespace {
 
-// z = (raw - mean) * scale + shift of the thread's channels.
+// z = (raw - mean) * scale + shift, for the channels of a thread.
 template <int kSlots>
 struct EndNorm {
   float mean[kSlots] = {}, scale[kSlots] = {}, shift[kSlots] = {};

@@ -6,7 +6,7 @@ namespace genimg::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kNorms = 16;  // of a launch: they travel with its arguments
+constexpr int kNorms = 16;  // per launch: they are passed by value
 
 struct Norms {
   ConvStackNorm of[kNorms];
@@ -19,8 +19,10 @@ __global__ void __launch_bounds__(kThreads) conv_stack_norm_kernel(Norms norms) 
   float rstd;
   if (norm.running_mean != nullptr) {
     norm.mean[c] = norm.running_mean[c];
-    rstd = static_cast<float>(1 / sqrt(static_cast<double>(norm.running_var[c]) + norm.eps));
+    const float var = norm.running_var[c];
+    rstd = static_cast<float>(1 / sqrt(static_cast<double>(var) + norm.eps));
     norm.rstd[c] = rstd;
+    norm.var[c] = var;
   } else {
     rstd = norm.rstd[c];
   }

@@ -2,9 +2,9 @@
 
 Inner activations never exist in memory. A forward launches per block the contraction, whose
 epilogue takes the statistics, and the merge of these. A backward launches per block the weight
-gradient, the input gradient, whose epilogue goes through the activation and takes the norm's sums,
-and the merge of these; the gradient goes through the norm where the next two read it. What is kept:
-``genimg/ops/conv_stack.py``.
+gradient, the input gradient, whose epilogue applies the activation's derivative and takes the
+norm's sums, and the merge of these; the next two contractions take the gradient through the norm as
+they read it. ``genimg/conv_blocks.py`` has the arguments and results.
 """
 
 from __future__ import annotations
@@ -17,6 +17,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from genimg.conv_blocks import (
+    NEEDS_WEIGHT,
+    Activation,
+    Direction,
+    Kept,
+    NormMode,
+    PackedBlocks,
+    StackGrads,
+)
 from genimg.kernels.triton import moments
 from genimg.kernels.triton.aot import Compile, signature_of
 from genimg.kernels.triton.conv.convolution import Convolution
@@ -44,7 +53,7 @@ from genimg.kernels.triton.launch import launch
 from genimg.kernels.triton.runtime import on_device_of
 
 BLOCK = 4096  # values of a tile
-BLOCK_CHANNELS = 64  # of them in a row at most
+BLOCK_CHANNELS = 64  # at most, of a tile
 NUM_WARPS = 8
 
 
@@ -61,7 +70,7 @@ def _conv_stack_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The last block's output behind its norm: nothing reads it through a prologue."""
+    """The last block's norm and activation, which no contraction applies as it reads."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     offsets = m.to(tl.int64)[:, None] * channels + n[None, :]
@@ -125,7 +134,7 @@ def _tile(channels: int) -> dict[str, int]:
 
 
 class Block(NamedTuple):
-    """One block: its convolution, parameters, norm (0 none, 1 batch, 2 running), activation."""
+    """One block: its convolution, parameters and options."""
 
     convolution: Convolution
     weight: Tensor
@@ -134,60 +143,70 @@ class Block(NamedTuple):
     beta: Tensor | None
     running_mean: Tensor | None
     running_var: Tensor | None
-    norm: int
-    activation: str
+    norm: NormMode
+    activation: str  # of epilogue.py
     eps: float
     negative_slope: float
 
     @property
     def slope(self) -> float:
-        """Below zero, of what stands behind the norm; without an activation, 1."""
+        """The slope below zero of the activation behind the norm; 1 unless that is a LeakyReLU."""
         return self.negative_slope if self.activation == LEAKY else 1.0
 
     @property
+    def has_norm(self) -> bool:
+        return self.norm is not NormMode.NONE
+
+    @property
     def direct(self) -> str:
-        """The activation, where it follows on the convolution."""
+        """The activation, if it follows the convolution directly."""
         relu = self.activation == LEAKY and self.negative_slope == 0
-        return NONE if self.norm else RELU if relu else self.activation
+        return NONE if self.has_norm else RELU if relu else self.activation
 
     @property
     def curve(self) -> str:
-        """The activation, where it is none that a slope says."""
+        """The activation, if no slope describes it."""
         return self.activation if self.activation in (TANH, SIGMOID) else NONE
 
     def takes_statistics(self, training: bool) -> bool:
-        """Whether the norm is by the batch's own statistics."""
-        return self.norm == 1 and training
+        """Whether the norm uses the batch's own statistics."""
+        return self.norm is NormMode.BATCH and training
 
 
-_ACTIVATIONS = (NONE, LEAKY, TANH, SIGMOID)
+ACTIVATIONS = {
+    Activation.NONE: NONE,
+    Activation.LEAKY_RELU: LEAKY,
+    Activation.TANH: TANH,
+    Activation.SIGMOID: SIGMOID,
+}
 
 
-def _read_blocks(
-    parameters: Sequence[Tensor | None], options: Sequence[int], numbers: Sequence[float]
-) -> list[Block]:
-    """Six parameters, nine options and two numbers a block, as the C++ op takes them."""
-    blocks = []
-    for b in range(len(numbers) // 2):
-        up, s_h, s_w, p_h, p_w, o_h, o_w, norm, activation = options[9 * b : 9 * (b + 1)]
-        weight, *others = parameters[6 * b : 6 * (b + 1)]
-        assert weight is not None
-        convolution = Convolution(bool(up), (s_h, s_w), (p_h, p_w), (o_h, o_w))
-        blocks.append(
-            Block(
-                convolution, weight, *others, norm, _ACTIVATIONS[activation], *numbers[2 * b :][:2]
-            )
+def _read_blocks(packed: PackedBlocks) -> list[Block]:
+    return [
+        Block(
+            Convolution(
+                options.direction is Direction.UP,
+                options.stride,
+                options.padding,
+                options.output_padding,
+            ),
+            *parameters,
+            norm=options.norm,
+            activation=ACTIVATIONS[options.activation],
+            eps=options.eps,
+            negative_slope=options.negative_slope,
         )
-    return blocks
+        for parameters, options in zip(packed.parameters, packed.options, strict=True)
+    ]
 
 
 def _count(image: Tensor) -> int:
-    """Values of a channel."""
+    """The number of values per channel."""
     return image.shape[0] * image.shape[2] * image.shape[3]
 
 
 def _forward(block: Block, image: FusedInput, training: bool) -> tuple[Tensor, moments.Norm | None]:
-    """The raw output, with its activation where no norm stands between, and the norm."""
+    """The raw output, with its activation unless a norm precedes that, and the norm."""
     measures = block.takes_statistics(training)
     epilogue = Epilogue(
         bias=block.bias,
@@ -199,7 +218,7 @@ def _forward(block: Block, image: FusedInput, training: bool) -> tuple[Tensor, m
     parameters = (block.gamma, block.beta, block.eps)
     if measures:
         return y, moments.statistics(partial, y.shape[1], _count(y), *parameters)
-    if block.norm:
+    if block.has_norm:
         return y, moments.running(block.running_mean, block.running_var, *parameters)
     return y, None
 
@@ -225,20 +244,14 @@ def _activated(block: Block, raw: Tensor, norm: moments.Norm) -> Tensor:
 
 
 def conv_stack_fwd(
-    x: Tensor,
-    parameters: Sequence[Tensor | None],
-    options: Sequence[int],
-    numbers: Sequence[float],
-    training: bool,
-    keep: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """The output in channels_last memory; then raw outputs, means, rstds and variances by block.
+    x: Tensor, packed: PackedBlocks, training: bool, keep: bool
+) -> tuple[Tensor, Kept]:
+    """The output in channels_last memory, and what is kept for a backward.
 
-    The latter are empty where a block has none; raw outputs also unless ``keep``, with which the
-    norms' coefficients follow, so that no backward computes them again.
+    Without ``keep`` the raw outputs are empty, and there are no coefficients.
     """
-    blocks = _read_blocks(parameters, options, numbers)
-    # Each its own: torch.compile takes what is kept for outputs, which must differ.
+    blocks = _read_blocks(packed)
+    # Each has its own empty tensor: torch.compile makes outputs of them, which must differ.
     raws, means, rstds, variances, coefs = ([x.new_empty(0) for _ in blocks] for _ in range(5))
     image = FusedInput(to_channels_last(x))
     y = x
@@ -249,47 +262,46 @@ def conv_stack_fwd(
             raws[b] = y
         image = FusedInput(y)
         if norm is not None:
-            means[b], rstds[b], coefs[b] = norm.mean, norm.rstd, norm.coef
-            if norm.var is not None:
-                variances[b] = norm.var
+            means[b], rstds[b], variances[b] = norm.mean, norm.rstd, norm.var
+            coefs[b] = norm.coef
             if last:
                 y = _activated(block, y, norm)
             else:
                 image = FusedInput(y, affine(block.slope), norm.coef, slope=block.slope)
-    return y, [*raws, *means, *rstds, *variances, *(coefs if keep else ())]
+    return y, Kept(raws, means, rstds, variances, coefs if keep else ())
 
 
 class _Backward:
-    """The gradient that wanders down, and what it leaves behind by block."""
+    """The pass of a gradient from the last block to the lowest one that needs any.
 
-    def __init__(
-        self, blocks: list[Block], x: Tensor, kept: Sequence[Tensor], training: bool
-    ) -> None:
-        count = len(blocks)
+    ``incoming`` is the gradient of the output of the current block's convolution.
+    """
+
+    def __init__(self, blocks: list[Block], x: Tensor, kept: Kept, training: bool) -> None:
         self.blocks = blocks
         self.x = to_channels_last(x)
-        self.raws, _, self.rstds, _, self.coefs = (
-            kept[i * count : (i + 1) * count] for i in range(5)
-        )
+        self.kept = kept
         self.training = training
-        self.grads: list[list[Tensor]] = [[x.new_empty(0)] * 4 for _ in blocks]
-        self.grad = FusedInput(self.x)
+        self.weights, self.biases, self.gammas, self.betas = (
+            [x.new_empty(0)] * len(blocks) for _ in range(4)
+        )
+        self.incoming = FusedInput(self.x)
 
     def coef(self, b: int) -> Tensor | None:
         """The coefficients of block ``b``'s norm, as its forward had them."""
-        return self.coefs[b] if self.blocks[b].norm else None
+        return self.kept.coefs[b] if self.blocks[b].has_norm else None
 
     def image(self, b: int) -> FusedInput:
-        """What block ``b`` read."""
+        """The image that block ``b`` read."""
         if b == 0:
             return FusedInput(self.x)
-        before, raw = self.blocks[b - 1], self.raws[b - 1]
-        if not before.norm:
+        before, raw = self.blocks[b - 1], self.kept.raws[b - 1]
+        if not before.has_norm:
             return FusedInput(raw)
         return FusedInput(raw, affine(before.slope), self.coef(b - 1), slope=before.slope)
 
     def begin(self, grad_y: Tensor, y: Tensor | None) -> None:
-        """Through the last activation."""
+        """Take the gradient through the last activation."""
         b = len(self.blocks) - 1
         block = self.blocks[b]
         grad_y = to_channels_last(grad_y)
@@ -304,7 +316,7 @@ class _Backward:
                 grad_y,
                 y,
                 dz,
-                self.raws[b] if block.norm else y,
+                self.kept.raws[b] if block.has_norm else y,
                 self.coef(b),
                 partial,
                 _count(dz),
@@ -312,64 +324,58 @@ class _Backward:
                 rows,
                 block.slope,
                 ACTIVATION=block.curve,
-                GATE=gate(bool(block.norm), block.slope),
+                GATE=gate(block.has_norm, block.slope),
                 num_warps=NUM_WARPS,
                 **tile,
             )
         self.arrive(b, dz, partial)
 
     def descend(self, b: int) -> None:
-        """From block ``b``'s convolution to that of the block before it."""
-        before, raw = self.blocks[b - 1], self.raws[b - 1]
+        """Take the gradient from block ``b``'s convolution to that of the block before it."""
+        before, raw = self.blocks[b - 1], self.kept.raws[b - 1]
         epilogue = Epilogue(
             slope=before.slope,
-            gate=gate(bool(before.norm), before.slope),
+            gate=gate(before.has_norm, before.slope),
             gate_y=raw,
             gate_coef=self.coef(b - 1),
         )
         block = self.blocks[b]
-        dz, partial = block.convolution.input_gradient(self.grad, raw.shape, block.weight, epilogue)
+        dz, partial = block.convolution.input_gradient(
+            self.incoming, raw.shape, block.weight, epilogue
+        )
         self.arrive(b - 1, dz, partial)
 
     def arrive(self, b: int, dz: Tensor, partial: Tensor | None) -> None:
-        """At block ``b``'s norm, with the gradient behind it and the sums of its tiles."""
+        """Take ``dz``, the gradient behind block ``b``'s norm, and its sums through that norm."""
         assert partial is not None
         block = self.blocks[b]
         coef = self.coef(b)
         if coef is None:
-            self.grads[b][1] = moments.bias_grad(partial, dz.shape[1])
-            self.grad = FusedInput(dz)
+            self.biases[b] = moments.bias_grad(partial, dz.shape[1])
+            self.incoming = FusedInput(dz)
             return
         batch = block.takes_statistics(self.training)
-        found = moments.norm_grads(partial, coef, self.rstds[b], _count(dz), batch)
-        self.grads[b][1:] = found.bias, found.gamma, found.beta
+        found = moments.norm_grads(partial, coef, self.kept.rstds[b], _count(dz), batch)
+        self.biases[b], self.gammas[b], self.betas[b] = found.bias, found.gamma, found.beta
         if batch:
-            self.grad = FusedInput(dz, TWO_TENSOR, found.coef, self.raws[b])
+            self.incoming = FusedInput(dz, TWO_TENSOR, found.coef, self.kept.raws[b])
         else:
-            self.grad = FusedInput(dz, AFFINE_LEAKY, found.coef)
-
-
-_NEEDS_WEIGHT = 1  # in `needs`, beside a block's other parameters
+            self.incoming = FusedInput(dz, AFFINE_LEAKY, found.coef)
 
 
 def conv_stack_bwd(
     grad_y: Tensor,
     x: Tensor,
     y: Tensor | None,
-    parameters: Sequence[Tensor | None],
-    kept: Sequence[Tensor],
-    options: Sequence[int],
-    numbers: Sequence[float],
+    packed: PackedBlocks,
+    kept: Kept,
     training: bool,
     needs_x: bool,
     needs: Sequence[int],
     formats: Sequence[torch.memory_format],
-) -> tuple[Tensor, list[Tensor]]:
-    """The gradient of ``x`` in channels_last memory, and by block of weight, bias, gamma, beta.
-
-    Empty where not asked for; the weights' are in ``formats``, the others float32.
-    """
-    blocks = _read_blocks(parameters, options, numbers)
+) -> StackGrads:
+    """The gradients, that of ``x`` in channels_last memory, those of the weights in ``formats``."""
+    blocks = _read_blocks(packed)
     backward = _Backward(blocks, x, kept, training)
     lowest = 0 if needs_x else next((b for b, need in enumerate(needs) if need), len(blocks))
     grad_x = x.new_empty(0)
@@ -377,21 +383,21 @@ def conv_stack_bwd(
         backward.begin(grad_y, y)
     for b in reversed(range(lowest, len(blocks))):
         block = blocks[b]
-        if needs[b] & _NEEDS_WEIGHT:
-            backward.grads[b][0] = block.convolution.weight_gradient(
-                backward.grad, backward.image(b), block.weight, formats[b]
+        if needs[b] & NEEDS_WEIGHT:
+            backward.weights[b] = block.convolution.weight_gradient(
+                backward.incoming, backward.image(b), block.weight, formats[b]
             )
         if b > lowest:
             backward.descend(b)
         elif needs_x:
             grad_x, _ = block.convolution.input_gradient(
-                backward.grad, x.shape, block.weight, Epilogue()
+                backward.incoming, x.shape, block.weight, Epilogue()
             )
-    return grad_x, [grad for grads in backward.grads for grad in grads]
+    return StackGrads(grad_x, backward.weights, backward.biases, backward.gammas, backward.betas)
 
 
 def compiles() -> Iterator[Compile]:
-    """As shipped, behind a norm."""
+    """List what is shipped: the kernels behind a norm."""
     for kernel, constants in (
         (_conv_stack_fwd_kernel, {"ACTIVATION": "none", "PROLOGUE": "affine_leaky"}),
         (_conv_stack_fwd_kernel, {"ACTIVATION": "tanh", "PROLOGUE": "affine_leaky"}),

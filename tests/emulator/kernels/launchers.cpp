@@ -54,7 +54,7 @@ genimg::cuda::ConvPrologue conv_prologue(int64_t kind, const void* y, const floa
           scratch,                                                                                 \
           tickets,                                                                                 \
           {eps, gamma, beta, first, second, third, fourth, fifth},                                 \
-          {static_cast<NormKind>(norm), rstd, gate_scale, first, second, third, fourth, fifth}};   \
+          {static_cast<NormMode>(norm), rstd, gate_scale, first, second, third, fourth, fifth}};   \
       return launch_conv_##direction(                                                              \
           conv_geometry(geometry), from, weight, to,                                               \
           conv_prologue(kind, y, mean, scale, shift, slope, negative_slope), epilogue,             \
