@@ -123,7 +123,7 @@ class PackedBlocks(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a forward returns for its backward, a tensor per block; empty where a block has none.
+    """Results of a forward that its backward needs, by block; empty where a block has none.
 
     Once saved for a backward, ``variances`` are None but for the norms of running statistics.
     """

@@ -202,7 +202,7 @@ std::tuple<at::Tensor, Tensors, Tensors, Tensors, Tensors> conv_stack_bwd_cuda(
               op,
               ": the last block ends in a LeakyReLU without a norm, whose gradient the caller "
               "computes by leaky_signs_bwd");
-  TORCH_CHECK(y || last.activation <= cuda::Activation::kLeakyRelu, op,
+  TORCH_CHECK(y || !stack.parsed.back().is_curved(), op,
               ": expected the output, from which the last activation's gradient is computed");
   if (y) check_image("y", *y, count - 1);
 

@@ -19,7 +19,7 @@ _DOWN = (torch.nn.Conv2d, Conv2d)
 _UP = (torch.nn.ConvTranspose2d, ConvTranspose2d)
 _NORM = (torch.nn.BatchNorm2d, BatchNorm2d)
 _LEAKY = (torch.nn.LeakyReLU, LeakyReLU)
-_SERVED: tuple[tuple[type[torch.nn.Module], ...], ...] = (
+_SUPPORTED: tuple[tuple[type[torch.nn.Module], ...], ...] = (
     _DOWN,
     _UP,
     _NORM,
@@ -28,15 +28,15 @@ _SERVED: tuple[tuple[type[torch.nn.Module], ...], ...] = (
     (torch.nn.Tanh,),
     (torch.nn.Sigmoid,),
 )
-# The torch class behind each, and its forward as it is when genimg is imported.
+# The torch class of each, and its forward as it was when genimg was imported.
 _FORWARDS: dict[type, tuple[type[torch.nn.Module], Any]] = {
-    kind: (kinds[0], kind.forward) for kinds in _SERVED for kind in kinds
+    kind: (kinds[0], kind.forward) for kinds in _SUPPORTED for kind in kinds
 }
 
 
 @dataclass
 class _Block:
-    """Modules that run as one block; without a convolution, a norm and its activation."""
+    """Modules that run as one block: if it has no convolution, a norm and its activation."""
 
     convolution: torch.nn.Module | None
     norm: torch.nn.BatchNorm2d | None = None
@@ -52,19 +52,20 @@ class FusedSequential(torch.nn.Sequential):
 
     Every run of {Conv2d or ConvTranspose2d, BatchNorm2d or none, activation or none} among its
     children becomes one call of :func:`genimg.ops.conv_stack`, every other BatchNorm2d with its
-    activation one of :func:`genimg.ops.batch_norm_act`; what is neither is called as it is. Nested
-    Sequentials are looked into. Children, ``state_dict`` keys and indexing are a Sequential's.
+    activation one of :func:`genimg.ops.batch_norm_act`; any other child is called as it is. The
+    children of nested Sequentials count as its own. Children, ``state_dict`` keys and indexing are
+    a Sequential's.
 
-    Activations: LeakyReLU, ReLU, Tanh, Sigmoid. The children are looked at anew in every call, so
-    that hooks, modes and replaced children count: a child with hooks, of a subclass, or with a
-    method of its own is called by itself, and no hook goes unheard. ``torch.jit.trace``,
-    ``torch.jit.script`` and ``torch.fx`` meet a plain Sequential.
+    Activations: LeakyReLU, ReLU, Tanh, Sigmoid. Every call inspects the children, so that hooks,
+    modes and replaced children take effect: a child with hooks, of a subclass, or with a method of
+    its own is called by itself, and all hooks run. ``torch.jit.trace``, ``torch.jit.script`` and
+    ``torch.fx`` see a plain Sequential.
     """
 
     __prepare_scriptable__ = as_scriptable
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[N, C, H, W]``, or whatever the first child takes, through all children."""
+        """Run all children on ``[N, C, H, W]``, or whatever the first child takes."""
         if not computes(self, torch.nn.Sequential, input):
             return super().forward(input)
         x = input
@@ -115,7 +116,7 @@ class BatchNormAct2d(FusedSequential):
         super().__init__(norm, LeakyReLU(negative_slope) if negative_slope else torch.nn.ReLU())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Take the entries of a lone BatchNorm2d, whose place the layer may have taken, too."""
+        """Accept the entries of a lone BatchNorm2d too, which the layer may have replaced."""
         for name in (*self[0]._parameters, *self[0]._buffers):
             if prefix + name in state_dict:
                 state_dict[f"{prefix}0.{name}"] = state_dict.pop(prefix + name)
@@ -123,12 +124,12 @@ class BatchNormAct2d(FusedSequential):
 
     @property
     def weight(self) -> Tensor | None:
-        """The batch norm's, for code that finds layers by name and initialises them."""
+        """The batch norm's weight, for code that finds layers by name and initialises them."""
         return self[0].weight
 
     @property
     def bias(self) -> Tensor | None:
-        """The batch norm's."""
+        """The batch norm's bias."""
         return self[0].bias
 
     def __getitem__(self, index: Any) -> Any:
@@ -139,7 +140,7 @@ class BatchNormAct2d(FusedSequential):
 
 
 def plan(stack: torch.nn.Sequential) -> list[torch.nn.Module | list[_Block]]:
-    """What a stack's forward does, in order: modules to call, and runs of blocks to fuse."""
+    """List the steps of a stack's forward: modules to call, and runs of blocks to fuse."""
     steps: list[torch.nn.Module | list[_Block]] = []
     run: list[_Block] = []
     for module in _leaves(stack):
@@ -167,24 +168,24 @@ def plan(stack: torch.nn.Sequential) -> list[torch.nn.Module | list[_Block]]:
         else:
             steps.append(module)
             run = []
-    # A lone layer gains nothing from being a run of one.
+    # A run of one layer is called as that layer: fusion has nothing to gain.
     return [_alone(step) if isinstance(step, list) else step for step in steps]
 
 
 def _goes_on(block: _Block) -> bool:
-    """Whether another block may follow in its run: fused, inner activations are leaky ones."""
+    """Whether another block may follow in its run: only LeakyReLUs and ReLUs are fused inside."""
     inner = type(block.activation) in (type(None), *_LEAKY, torch.nn.ReLU)
     return inner and block.convolution is not None and _is_dense(block.convolution)
 
 
 def _is_dense(convolution: torch.nn.Module) -> bool:
-    """Without groups or dilation, which would leave its whole run to PyTorch."""
+    """Whether it has no groups and no dilation, with which no kernel would support its run."""
     assert isinstance(convolution, (torch.nn.Conv2d, torch.nn.ConvTranspose2d))
     return convolution.groups == 1 and convolution.dilation == (1, 1)
 
 
 def _fits(block: _Block, activation: torch.nn.Module) -> bool:
-    """batch_norm_act, without a convolution before it, knows LeakyReLU and ReLU alone."""
+    """Whether the block may end in it: batch_norm_act supports only LeakyReLU and ReLU."""
     return block.convolution is not None or type(activation) in (*_LEAKY, torch.nn.ReLU)
 
 

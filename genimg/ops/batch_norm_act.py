@@ -264,7 +264,8 @@ class _BatchNormAct(torch.autograd.Function):
     def kinks(ctx: Any, y: Tensor) -> list[Kink]:
         """For the judge (genimg/testing/kinks.py)."""
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        return [] if ctx.options[2] == 1 else [affine_kink(x, mean, rstd, weight, bias)]
+        _, _, negative_slope = ctx.options
+        return [] if negative_slope == 1 else [affine_kink(x, mean, rstd, weight, bias)]
 
 
 def _cpp_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

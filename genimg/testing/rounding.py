@@ -146,8 +146,9 @@ def _batch_norm(
 ) -> Any:
     mean, rstd = made[1], made[2]
     if not training:
+        *_, eps = options
         mean = running_mean
-        rstd = None if running_var is None else (running_var + options[-1]).rsqrt()
+        rstd = None if running_var is None else (running_var + eps).rsqrt()
     scale = _per_channel(rstd, x) * _per_channel(weight, x)
     centre = _per_channel(mean, x)
     size = (x.abs() + centre.abs()) * scale.abs()

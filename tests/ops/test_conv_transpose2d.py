@@ -84,7 +84,8 @@ def test_autocast():
 )
 def test_auto_takes_the_kernel_where_it_wins(x, weight, options, reason):
     x, weight = torch.empty(x, device="meta"), torch.empty(weight, device="meta")
-    geometry = Geometry(True, *options[:2], options[2] if len(options) > 2 else 0, 1, 1)
+    stride, padding, *output_padding = options
+    geometry = Geometry(True, stride, padding, *(output_padding or [0]), 1, 1)
     why = why_slower_cpu(x, weight, geometry)
     assert why is None if reason is None else reason in why
 

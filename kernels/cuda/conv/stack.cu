@@ -49,7 +49,8 @@ int64_t pixels_of(const ConvStackBlock& block) {
 }
 
 ConvStackEnd end_of(const ConvStackBlock& block, const ConvNorm& norm) {
-  const bool curved = block.activation > Activation::kLeakyRelu;
+  const bool curved =
+      block.activation == Activation::kTanh || block.activation == Activation::kSigmoid;
   return {pixels_of(block), channels_of(block), norm, slope_of(block),
           curved ? block.activation : Activation::kNone};
 }
