@@ -119,7 +119,7 @@ std::vector<ConvBlock> read_blocks(const char* op,
 
 using Tensors = std::vector<at::Tensor>;
 
-// Results of a forward that its backward needs, one tensor per block; undefined if a block has none.
+// Results of a forward that its backward needs, one tensor per block; undefined where it has none.
 struct Kept {
   explicit Kept(size_t blocks) : raws(blocks), means(blocks), rstds(blocks), variances(blocks) {}
 

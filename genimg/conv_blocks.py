@@ -17,14 +17,23 @@ from torch import Tensor
 Pair = tuple[int, int]
 
 
-class Direction(enum.Enum):
+class _Coded(enum.Enum):
+    """An enumeration whose members have the integers that stand for them in C++."""
+
+    code: int
+
+    def __init__(self, value: str) -> None:
+        self.code = len(type(self).__members__)  # its place
+
+
+class Direction(_Coded):
     """The convolution that a block begins with."""
 
     DOWN = "conv2d"
     UP = "conv_transpose2d"
 
 
-class NormMode(enum.Enum):
+class NormMode(_Coded):
     """The statistics that a block's batch norm uses; NONE if the block has no norm."""
 
     NONE = "none"
@@ -32,7 +41,7 @@ class NormMode(enum.Enum):
     RUNNING = "running"
 
 
-class Activation(enum.Enum):
+class Activation(_Coded):
     """The activation that ends a block; the slope of LEAKY_RELU is its ``negative_slope``."""
 
     NONE = "none"
@@ -41,11 +50,7 @@ class Activation(enum.Enum):
     SIGMOID = "sigmoid"
 
 
-_MEMBERS = {kind: tuple(kind) for kind in (Direction, NormMode, Activation)}
-CODES: dict[enum.Enum, int] = {
-    member: code for members in _MEMBERS.values() for code, member in enumerate(members)
-}
-"""The integer that stands for a member in C++: its place in its enumeration."""
+_DIRECTIONS, _NORM_MODES, _ACTIVATIONS = tuple(Direction), tuple(NormMode), tuple(Activation)
 
 NEEDS_WEIGHT, NEEDS_OTHERS = 1, 2
 """Bits of a block's entry of ``needs``: the gradients of its weight, and of other parameters."""
@@ -90,10 +95,10 @@ class PackedBlocks(NamedTuple):
         integers: list[int] = []
         numbers: list[float] = []
         for block in self.options:
-            integers.append(CODES[block.direction])
-            integers += [*block.stride, *block.padding, *block.output_padding]
-            integers += [CODES[block.norm], CODES[block.activation]]
-            numbers += [block.eps, block.negative_slope]
+            integers.append(block.direction.code)
+            integers += (*block.stride, *block.padding, *block.output_padding)
+            integers += (block.norm.code, block.activation.code)
+            numbers += (block.eps, block.negative_slope)
         return self.tensors(), integers, numbers
 
     @classmethod
@@ -108,12 +113,12 @@ class PackedBlocks(NamedTuple):
         tensors = per_block(BlockParameters, parameters)
         options = tuple(
             BlockOptions(
-                direction=_MEMBERS[Direction][next(integer)],  # type: ignore[arg-type]
+                direction=_DIRECTIONS[next(integer)],
                 stride=(next(integer), next(integer)),
                 padding=(next(integer), next(integer)),
                 output_padding=(next(integer), next(integer)),
-                norm=_MEMBERS[NormMode][next(integer)],  # type: ignore[arg-type]
-                activation=_MEMBERS[Activation][next(integer)],  # type: ignore[arg-type]
+                norm=_NORM_MODES[next(integer)],
+                activation=_ACTIVATIONS[next(integer)],
                 eps=next(number),
                 negative_slope=next(number),
             )

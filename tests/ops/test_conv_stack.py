@@ -11,7 +11,7 @@ from op_checks import FLOATS, assert_case, case_of, needs_triton, small_cases
 
 import genimg
 from genimg import _native
-from genimg.conv_blocks import CODES, NEEDS_OTHERS, NEEDS_WEIGHT, NormMode, PackedBlocks
+from genimg.conv_blocks import NEEDS_OTHERS, NEEDS_WEIGHT, NormMode, PackedBlocks
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.ops import Activation, BatchNorm, ConvBlock, Direction, convolution
 from genimg.ops.conv_block import pack, restore
@@ -311,7 +311,7 @@ def test_enumerations_of_cpp(header, kind):
     names = [re.sub(r"^k(?=[A-Z])", "", name.strip()) for name in found[0].split(",")]
     members = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper() for name in names]
     assert members == [member.name for member in kind]
-    assert [CODES[member] for member in kind] == list(range(len(members)))
+    assert [member.code for member in kind] == list(range(len(members)))
 
 
 def test_bits_of_needs_in_cpp():
