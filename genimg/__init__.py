@@ -7,7 +7,8 @@ layers and functions; ``genimg.explain(op, *tensors)`` says which backend serves
 from pathlib import Path
 
 from genimg import nn, ops, reference
-from genimg.backends import BackendError, explain, use_backend
+from genimg.backends import BackendError, use_backend
+from genimg.explanation import explain
 from genimg.nn import convert, restore
 from genimg.tuning import autotune
 

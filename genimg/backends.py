@@ -4,7 +4,9 @@ Every op keeps a table of kernels (:class:`Impl`) beside its reference. A kernel
 questions in one readable sentence each: ``why_not`` (it cannot serve this call) and ``why_slower``
 (it can, but PyTorch was measured to be at least as fast here). Auto takes the first kernel with
 neither; a backend that is named runs unless ``why_not`` speaks, and then that sentence is raised.
-``genimg.autotune`` has auto decide by measurement instead.
+``why_not`` is one sequence for every op (:meth:`Op.why_not`, :meth:`Impl.why_not`): device,
+transforms, availability, dtype, and then the op's own predicate. ``genimg.autotune`` has auto
+decide by measurement instead.
 The reference is plain PyTorch, never refuses, and is thereby also the vendor path (oneDNN, cuDNN).
 
 The choice is plain Python over shape, dtype, layout and device, so ``torch.compile`` traces
@@ -13,10 +15,7 @@ through it.
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,26 +23,29 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from genimg import versions
+from genimg import _native, environment
+from genimg.kernels.triton import runtime as triton_runtime
 from genimg.testing import ERROR_FACTOR, Case, Error, compare
+from genimg.transforms import refuse_transforms
+from genimg.work import Work
 
 BACKENDS = ("cuda", "cpu", "triton", "reference")
 """Every backend, in the order in which auto asks."""
 
 REFERENCE = "reference"
 
-_interpreter = versions.private("_functorch.peek_interpreter_stack", lambda: versions.UNKNOWN)
-_engine_runs = versions.private("_will_engine_execute_node", lambda node: True)
-_is_batched = versions.private("_functorch.is_legacy_batchedtensor", lambda x: True)
+CPU_DTYPES = (torch.float32, torch.bfloat16)
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 _log = logging.getLogger("genimg")
 _logged: set[tuple[str, str, str]] = set()  # each refusal is told once
 
 # Process-wide, like torch.backends' flags: torch.compile guards on a module global, and cannot
 # guard on a ContextVar or a threading.local.
-_selected: str | None = os.environ.get("GENIMG_BACKEND") or None
+FROM_ENVIRONMENT = environment.value("GENIMG_BACKEND")
+_selected = FROM_ENVIRONMENT
 
 
 class Tuner(Protocol):
@@ -77,29 +79,76 @@ def _no_reason(*args: Any) -> str | None:
     return None
 
 
+def _cuda_is_missing(x: Tensor) -> str | None:
+    return _native.why_not_cuda()
+
+
+def _cpu_is_missing(x: Tensor) -> str | None:
+    return _native.why_not()
+
+
+_MISSING: dict[str, Callable[[Tensor], str | None]] = {
+    "cuda": _cuda_is_missing,
+    "cpu": _cpu_is_missing,
+    "triton": triton_runtime.why_not,
+}
+
+
 @dataclass(frozen=True)
 class Impl:
     """One kernel of an op.
 
-    ``devices`` are the types of device whose tensors it takes. ``why_not`` and ``why_slower`` take
-    the op's arguments, without ``backend``, in the order of its signature. ``fwd`` and ``bwd`` are
-    what the op's ``autograd.Function`` calls.
+    ``refuse`` and ``why_slower`` take the op's arguments, without ``backend``, in the order of its
+    signature. ``fwd`` and ``bwd`` are called by the op's ``autograd.Function``.
+
+    Attributes:
+        backend: a name of :data:`BACKENDS`.
+        devices: the types of device whose tensors it takes.
+        refuse: the op's own predicate: why it cannot serve a call, or None.
+        why_slower: why PyTorch is at least as fast, or None.
+        dtypes: the dtypes of the first tensor that it supports.
+        missing: why the backend cannot run here; by default its own answer.
     """
 
     backend: str
     devices: tuple[str, ...]
     fwd: Callable[..., Any]
     bwd: Callable[..., Any]
-    why_not: Callable[..., str | None]
+    refuse: Callable[..., str | None] = _no_reason
     why_slower: Callable[..., str | None] = _no_reason
+    dtypes: tuple[torch.dtype, ...] = field(kw_only=True)
+    missing: Callable[[Tensor], str | None] = field(kw_only=True, default=_no_reason)
+
+    def __post_init__(self) -> None:
+        if self.missing is _no_reason:
+            object.__setattr__(self, "missing", _MISSING[self.backend])
+
+    def why_not(self, *args: Any) -> str | None:
+        """Why it cannot serve a call on one of its devices: availability, dtype, own predicate."""
+        x = args[0]
+        reason = self.missing(x)
+        if reason is None and x.dtype not in self.dtypes:
+            supported = ", ".join(map(dtype_name, self.dtypes))
+            reason = f"dtype is {dtype_name(x.dtype)}; this kernel supports {supported}"
+        return self.refuse(*args) if reason is None else reason
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, eq=False)
 class Op:
     """An op: public function, definition in plain PyTorch, cases, kernels in auto's order.
 
-    ``error_factor``: how many times PyTorch's own error its kernels' may be. ``bilinear``: the op
-    is linear in its first input and in its weight, as convolutions are.
+    Attributes:
+        work: ``work(mode, grad, *args, **kwargs)`` gives the kernels of a call and what each must
+            compute and move (:class:`genimg.work.Work`). ``mode`` is ``forward``,
+            ``forward_backward``, or ``<input>_gradient`` for that one alone; ``grad`` names the
+            inputs that gradients are taken for; the rest are the call's own arguments.
+        error_factor: how many times PyTorch's own error its kernels' may be.
+        bilinear: the op is linear in its first input and in its weight, as convolutions are.
     """
 
     name: str
@@ -107,6 +156,7 @@ class Op:
     reference: Callable[..., Any]
     cases: tuple[Case, ...]
     impls: tuple[Impl, ...] = ()
+    work: Callable[..., list[Work]] | None = None
     error_factor: float = ERROR_FACTOR
     bilinear: bool = False
     by_backend: dict[str, Impl] = field(init=False, default_factory=dict)
@@ -126,8 +176,8 @@ class Op:
             return "the input is no tensor"
         device = args[0].device
         if device.type not in impl.devices:
-            served = " or ".join(impl.devices)
-            return f"the tensor is on {device}, this kernel serves {served} tensors"
+            supported = " or ".join(impl.devices)
+            return f"the tensor is on {device}; this kernel supports {supported} tensors"
         return refuse_transforms(args) or impl.why_not(*args)
 
     def compare(
@@ -214,7 +264,7 @@ def _log_refusal(op: str, backend: str, reason: str) -> None:
 
 def _configure_logging() -> bool:
     """Print refusals to stderr, if ``GENIMG_LOG=1``."""
-    if os.environ.get("GENIMG_LOG", "") in ("", "0"):
+    if not environment.is_on("GENIMG_LOG"):
         return False
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("[genimg] %(message)s"))
@@ -250,68 +300,6 @@ def use_backend(backend: str | None) -> Iterator[None]:
         _selected = before
 
 
-def recompute_grads(
-    reference: Callable[..., Any],
-    args: tuple[Any, ...],
-    grad_outputs: tuple[Tensor | None, ...],
-    needs_grad: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of ``reference(*args)``, which under ``create_graph=True`` can be differentiated.
-
-    Every op's backward returns them where :func:`needs_reference`.
-    """
-    create_graph = torch.is_grad_enabled()
-    wanted = [arg for arg, needed in zip(args, needs_grad, strict=True) if needed]
-    if not wanted:
-        return (None,) * len(needs_grad)
-    with torch.enable_grad():
-        outputs = reference(*args)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        pairs = [(y, g) for y, g in zip(outputs, grad_outputs, strict=True) if g is not None]
-        found = iter(
-            torch.autograd.grad(
-                [y for y, _ in pairs],
-                wanted,
-                [g for _, g in pairs],
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-        )
-    return tuple(next(found) if needed else None for needed in needs_grad)
-
-
-def needs_reference(*grads: Tensor | None) -> bool:
-    """Whether a backward is the reference's: the kernels compute plain first derivatives only.
-
-    Under ``create_graph=True`` the gradients are to be differentiated; under
-    ``is_grads_batched=True``, in ``torch.func`` transforms and in forward mode each gradient stands
-    for several, or has a tangent.
-    """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return torch.is_grad_enabled()
-    return refuse_transforms(grads) is not None or any(map(_is_batched, _tensors(grads)))
-
-
-def needed_grads(ctx: Any) -> tuple[bool, ...]:
-    """Which inputs of an ``autograd.Function`` want their gradient in this very backward.
-
-    ``ctx.needs_input_grad`` says which could: under ``autograd.grad(y, x)`` also the weight, whose
-    gradient nobody would take.
-    """
-    needs: tuple[bool, ...] = ctx.needs_input_grad
-    if torch.compiler.is_compiling():
-        return needs
-    nodes = (node for node, _ in ctx.next_functions if node is not None)
-    return tuple(needed and _runs(next(nodes)) for needed in needs)
-
-
-def _runs(node: Any) -> bool:
-    try:
-        return bool(_engine_runs(node))
-    except RuntimeError:  # a leaf that autograd.grad was asked for
-        return True
-
-
 def is_below(size: int, limit: int) -> bool:
     """Whether a call is too small for a kernel; an exported graph is for every size."""
     return not torch.compiler.is_exporting() and size < limit
@@ -322,117 +310,18 @@ def not_measured(*args: Any) -> str | None:
     return "not yet measured on a GPU, where PyTorch's kernels may be faster"
 
 
-def refuse_dtype(x: Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
-    """Refuse a dtype that the kernel is not written for."""
-    if x.dtype in dtypes:
-        return None
-    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-    return f"{str(x.dtype).removeprefix('torch.')} is not served, only {names}"
+def asked(backend: str | None) -> str | None:
+    """The backend that a call asks for: its own argument, or the process-wide one."""
+    return _selected if backend is None else backend
 
 
-def refuse_transforms(args: Sequence[Any]) -> str | None:
-    """Refuse what only PyTorch's own ops have rules for, in ``args`` and in what they hold.
-
-    ``torch.func`` transforms (vmap, jvp, ...) and the dual tensors of forward mode.
-    """
-    if torch.compiler.is_compiling():
-        return None
-    active = _interpreter()
-    if active is versions.UNKNOWN:
-        return "this torch does not tell whether a torch.func transform is active: genimg info"
-    if active is not None:
-        return "inside a torch.func transform, whose rules only PyTorch's own ops have"
-    if getattr(forward_ad, "_current_level", 0) >= 0 and any(map(_is_dual, _tensors(args))):
-        return "a tensor has a forward-mode tangent, whose rules only PyTorch's own ops have"
-    return None
-
-
-def _tensors(args: Sequence[Any]) -> Iterator[Tensor]:
-    for arg in args:
-        if isinstance(arg, Tensor):
-            yield arg
-        elif isinstance(arg, (list, tuple)):
-            yield from _tensors(arg)
-        elif dataclasses.is_dataclass(arg):
-            yield from _tensors([getattr(arg, each.name) for each in dataclasses.fields(arg)])
-
-
-def _is_dual(x: Tensor) -> bool:
-    return forward_ad.unpack_dual(x).tangent is not None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of :class:`Explanation`."""
-
-    backend: str
-    selected: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What auto, or the selected backend, does with a call; prints as a table."""
-
-    op: str
-    rows: tuple[Row, ...]
-
-    @property
-    def selected(self) -> str:
-        """The backend that serves the call."""
-        return next((row.backend for row in self.rows if row.selected), "none")
-
-    def __str__(self) -> str:
-        lines = [f"{self.op}: {self.selected}"]
-        lines += [
-            f"  {'->' if row.selected else '  '} {row.backend:<10} {row.reason}"
-            for row in self.rows
-        ]
-        return "\n".join(lines)
-
-
-def _measured(op: Op, backend: str | None, args: Sequence[Any]) -> dict[str, float]:
-    spec = _selected if backend is None else backend
-    if _tuner is None or spec not in (None, "auto"):
+def measured(op: Op, backend: str | None, args: Sequence[Any]) -> dict[str, float]:
+    """Milliseconds by backend, where a tuner decides a call; else nothing."""
+    if _tuner is None or asked(backend) not in (None, "auto"):
         return {}
     return _tuner.times(op, args) or {}
 
 
-def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
-    """The table of backends for a call: which one serves it, and why each other one does not.
-
-    >>> print(genimg.explain("leaky_relu", torch.randn(8)))
-
-    Args:
-        op: the op's name or its function (``genimg.ops.leaky_relu``).
-        args, kwargs: the call's own arguments, ``backend=`` included.
-
-    Raises:
-        ValueError: there is no such op.
-        TypeError: the arguments do not fit the op's signature.
-    """
-    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
-    if name not in OPS:
-        raise ValueError(f"no op {name!r}; there are {', '.join(OPS)}")
-    entry = OPS[name]
-    bound = inspect.signature(entry.function).bind(*args, **kwargs)
-    bound.apply_defaults()
-    backend = bound.arguments.pop("backend")
-    call = tuple(bound.arguments.values())
-    try:
-        selected = choose(entry, backend, *call)
-    except BackendError:
-        selected = "none"
-    times = _measured(entry, backend, call)
-    rows = []
-    for candidate in BACKENDS:
-        reason = entry.why_not(candidate, *call)
-        if reason is None and candidate in times:
-            reason = f"measured: {times[candidate]:.3g} ms"
-        elif reason is None and candidate in entry.by_backend:
-            slower = entry.by_backend[candidate].why_slower(*call)
-            reason = f"can serve; auto passes it over: {slower}" if slower else "can serve"
-        elif reason is None:
-            reason = "plain PyTorch, always can serve"
-        rows.append(Row(candidate, candidate == selected, reason))
-    return Explanation(name, tuple(rows))
+def is_tuned() -> bool:
+    """Whether a tuner decides what auto takes."""
+    return _tuner is not None

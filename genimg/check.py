@@ -184,7 +184,7 @@ def _check_on(
 
 def selected(op: Op, case: Case, dtype: torch.dtype, device: str) -> str:
     """The backend that auto takes for a case."""
-    from genimg.backends import explain
+    from genimg.explanation import explain
 
     found: list[str] = []
 

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from genimg import _native, backends, versions
+from genimg import _native, backends, environment, versions
 from genimg.backends import REFERENCE, Op
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.kernels.triton.conv import tile_tuner
 from genimg.machine import cpu_name
 from genimg.timing import interleaved_medians
+from genimg.transforms import refuse_transforms
 
 if TYPE_CHECKING:
     from genimg.kernels.triton.conv.tile_sizes import Tile
@@ -70,7 +71,7 @@ def autotune(enabled: bool = True) -> None:
 
 
 def _folder() -> Path:
-    given = os.environ.get("GENIMG_CACHE")
+    given = environment.value("GENIMG_CACHE")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "genimg"
     return Path(given) if given else cache
 
@@ -229,7 +230,7 @@ def _is_plain(args: Sequence[Any]) -> bool:
     """Whether the call computes here and now, so that timing it tells its time."""
     if torch.jit.is_tracing() or _dispatch_modes() > 0:
         return False
-    if backends.refuse_transforms(args) is not None:
+    if refuse_transforms(args) is not None:
         return False
     if any(type(x) not in (Tensor, torch.nn.Parameter) for x in _tensors(args)):
         return False
@@ -339,5 +340,5 @@ def _write(path: Path, text: str) -> None:
         raise
 
 
-if os.environ.get("GENIMG_AUTOTUNE", "") not in ("", "0"):
+if environment.is_on("GENIMG_AUTOTUNE"):
     autotune(True)

@@ -11,22 +11,24 @@ from torch import Tensor
 
 from genimg import _native, reference
 from genimg.backends import (
+    CPU_DTYPES,
+    GPU_DTYPES,
     REFERENCE,
     Impl,
     InvalidCall,
     Op,
     choose,
+    dtype_name,
     is_below,
-    needs_reference,
     not_measured,
-    recompute_grads,
-    refuse_dtype,
 )
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.memory_format import fits_both_formats, in_format, suggested_format
+from genimg.ops.autograd import needs_reference, recompute_grads
 from genimg.ops.checks import goes_to_torch
 from genimg.reference.batch_norm_act import CASES
 from genimg.testing.kinks import Kink, affine_kink
+from genimg.work import FORWARD, Work, passes
 
 # From here on the kernel was measured to win, forward and backward, on 2 cores: elements of a
 # tensor in channels_last memory and of another, channels of the first, values a plane of the
@@ -149,10 +151,8 @@ def refuse_norm_dtypes(dtype: torch.dtype, parameters: tuple[Tensor | None, ...]
     wide = dtype in (torch.bfloat16, torch.float16) and found == {torch.float32}
     if not found or wide or found == {dtype}:
         return None
-    names = ", ".join(sorted(str(each).removeprefix("torch.") for each in found))
-    return InvalidCall(
-        f"parameters of {names} for an input of {str(dtype).removeprefix('torch.')} are invalid"
-    )
+    names = ", ".join(sorted(map(dtype_name, found)))
+    return InvalidCall(f"parameters of {names} for an input of {dtype_name(dtype)} are invalid")
 
 
 def _check_training_size(x: Tensor, training: bool) -> None:
@@ -328,7 +328,7 @@ if _native.available():
         return grad_x, torch.empty_like(mean), torch.empty_like(mean)
 
 
-def _why_not_cpu(
+def _refuse(
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -336,27 +336,11 @@ def _why_not_cpu(
     bias: Tensor | None,
     *_: Any,
 ) -> str | None:
-    return (
-        _native.why_not()
-        or refuse_dtype(x, (torch.float32, torch.bfloat16))
-        or refuse_norm(x, x.shape[1], running_mean, running_var, weight, bias)
-    )
+    return refuse_norm(x, x.shape[1], running_mean, running_var, weight, bias)
 
 
-def _why_not_cuda(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *_: Any,
-) -> str | None:
-    return (
-        _native.why_not_cuda()
-        or refuse_dtype(x, (torch.float32, torch.bfloat16, torch.float16))
-        or refuse_norm(x, x.shape[1], running_mean, running_var, weight, bias)
-        or _refuse_size(x)
-    )
+def _refuse_cuda(x: Tensor, *args: Any) -> str | None:
+    return _refuse(x, *args) or _refuse_size(x)
 
 
 def _refuse_size(x: Tensor) -> str | None:
@@ -377,21 +361,6 @@ def _why_slower_cpu(x: Tensor, *_: Any) -> str | None:
     if not pixels and x.numel() < _PLANE * x.shape[0] * x.shape[1]:
         return f"for planes of fewer than {_PLANE} values PyTorch's is faster"
     return None
-
-
-def _why_not_triton(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *_: Any,
-) -> str | None:
-    return (
-        triton_runtime.why_not(x)
-        or refuse_dtype(x, (torch.float32, torch.bfloat16, torch.float16))
-        or refuse_norm(x, x.shape[1], running_mean, running_var, weight, bias)
-    )
 
 
 def _triton_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -432,21 +401,36 @@ def refuse_norm(
     return refuse_norm_dtypes(x.dtype, (running_mean, running_var, weight, bias))
 
 
+def _work(
+    mode: str,
+    grad: Sequence[str],
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    *_: Any,
+    **__: Any,
+) -> list[Work]:
+    """Statistics read x, applying reads it again; so do the two kernels of backward, and grad_y."""
+    kernels = [passes(x, 4, 1)] if training else []
+    kernels.append(passes(x, 4, 2))
+    return kernels if mode == FORWARD else [*kernels, passes(x, 7, 2), passes(x, 8, 3)]
+
+
+_CPP = (_cpp_fwd, _cpp_bwd)
+_TRITON = (_triton_fwd, _triton_bwd, _refuse, not_measured)
+
 BATCH_NORM_ACT = Op(
     "batch_norm_act",
     batch_norm_act,
     reference.batch_norm_act,
     CASES,
     impls=(
-        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, not_measured),
-        Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower_cpu),
-        Impl(
-            "triton",
-            triton_runtime.DEVICES,
-            _triton_fwd,
-            _triton_bwd,
-            _why_not_triton,
-            not_measured,
-        ),
+        Impl("cuda", ("cuda",), *_CPP, _refuse_cuda, not_measured, dtypes=GPU_DTYPES),
+        Impl("cpu", ("cpu",), *_CPP, _refuse, _why_slower_cpu, dtypes=CPU_DTYPES),
+        Impl("triton", triton_runtime.DEVICES, *_TRITON, dtypes=GPU_DTYPES),
     ),
+    work=_work,
 )

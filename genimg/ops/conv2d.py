@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from genimg import _native, reference
 from genimg.backends import REFERENCE, Op, choose
 from genimg.ops.checks import check_convolution, goes_to_torch
+from genimg.ops.contraction import convolution_work
 from genimg.ops.convolution import (
     ConvolutionFunction,
-    Geometry,
-    Pair,
     autocast,
     conv_impls,
     empty_output,
     fake_grads,
-    pair,
 )
+from genimg.ops.geometry import Geometry, Pair, pair
 from genimg.reference.conv2d import CASES, IntOrPair
 from genimg.testing import CONVOLUTION_ERROR_FACTOR
+from genimg.work import Work
 
 
 def conv2d(
@@ -121,12 +123,28 @@ def _geometry(
     return Geometry(False, stride, padding, 0, groups, dilation)
 
 
+def _work(
+    mode: str,
+    grad: Sequence[str],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair | str = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+) -> list[Work]:
+    geometry = _geometry(stride, padding, dilation, groups)
+    return convolution_work(mode, grad, input, weight, geometry)
+
+
 CONV2D = Op(
     "conv2d",
     conv2d,
     reference.conv2d,
     CASES,
     impls=conv_impls(_geometry, _cpp_fwd, _cpp_bwd),
+    work=_work,
     error_factor=CONVOLUTION_ERROR_FACTOR,
     bilinear=True,
 )

@@ -12,13 +12,7 @@ from genimg.conv_blocks import BlockOptions, BlockParameters, NormMode, PackedBl
 from genimg.memory_format import fits_both_formats, suggested_format
 from genimg.ops.batch_norm_act import needs_gradients, refuse_norm
 from genimg.ops.checks import check_channels, check_together, goes_to_torch
-from genimg.ops.convolution import (
-    Geometry,
-    has_winograd_kernel,
-    multiplications,
-    pair,
-    why_slower_bfloat16,
-)
+from genimg.ops.geometry import Geometry, pair
 from genimg.reference.conv_stack import Activation, BatchNorm, ConvBlock, Direction
 
 
@@ -222,29 +216,3 @@ def _refuse_block(
         return InvalidCall(f"eps={norm.eps} is invalid")
     statistics = (norm.running_mean, norm.running_var)
     return refuse_norm(block.weight, shape[1], *statistics, norm.weight, norm.bias)
-
-
-_FAST_SHARE = 0.6
-"""Of a stack's multiplications, from which on the CPU kernels were measured to be faster."""
-
-
-def why_slower_cpu(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
-    """Why PyTorch is faster, by the measurements in benchmarks/README.md."""
-    if x.dim() != 4:
-        return None
-    shape: Sequence[int] = (1, *x.shape[1:])  # the share is the same for every batch
-    fast = every = 0
-    for block in blocks:
-        geometry = block_geometry(block)
-        if isinstance(block.padding, str):
-            return None
-        count = multiplications(shape, block.weight, geometry)
-        fast += count if has_winograd_kernel(shape, block.weight, geometry) else 0
-        every += count
-        shape = out_shape(shape, block)
-    if fast < _FAST_SHARE * every:
-        return (
-            "most of its multiplications are in other convolutions than 4x4 of stride 2 and "
-            "padding 1, where PyTorch's are faster"
-        )
-    return why_slower_bfloat16(x.dtype)

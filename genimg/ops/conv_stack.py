@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,17 +10,7 @@ import torch
 from torch import Tensor
 
 from genimg import _native, reference
-from genimg.backends import (
-    REFERENCE,
-    Impl,
-    Op,
-    choose,
-    needed_grads,
-    needs_reference,
-    not_measured,
-    recompute_grads,
-    refuse_dtype,
-)
+from genimg.backends import CPU_DTYPES, GPU_DTYPES, REFERENCE, Impl, Op, choose, not_measured
 from genimg.conv_blocks import (
     NEEDS_OTHERS,
     NEEDS_WEIGHT,
@@ -34,6 +24,7 @@ from genimg.conv_blocks import (
 )
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.memory_format import in_format
+from genimg.ops.autograd import needed_grads, needs_reference, recompute_grads
 from genimg.ops.batch_norm_act import batch_norm_act, track
 from genimg.ops.checks import goes_to_torch, is_autocast
 from genimg.ops.conv2d import conv2d
@@ -46,15 +37,13 @@ from genimg.ops.conv_block import (
     pack,
     refuse_blocks,
     restore,
-    why_slower_cpu,
 )
+from genimg.ops.conv_refusals import refuse_native, refuse_on_triton
+from genimg.ops.conv_rules import why_slower_stack
+from genimg.ops.conv_stack_work import conv_stack_work
 from genimg.ops.conv_transpose2d import conv_transpose2d
-from genimg.ops.convolution import (
-    TRITON_DTYPES,
-    autocast,
-    refuse_native,
-    refuse_on_triton,
-)
+from genimg.ops.convolution import autocast
+from genimg.ops.geometry import Geometry
 from genimg.ops.leaky_signs import pack_signs, through_signs
 from genimg.reference.conv_stack import (
     CASES,
@@ -444,29 +433,19 @@ def _statistic(x: Tensor, channels: int) -> Tensor:
     return x.new_empty(channels, dtype=torch.float32 if channels else x.dtype)
 
 
-def _why_not_cpu(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
-    return (
-        _native.why_not()
-        or refuse_dtype(x, (torch.float32, torch.bfloat16))
-        or refuse_blocks(x, blocks, training, refuse_native)
-    )
+def _refuse(
+    question: Callable[[Sequence[int], torch.dtype, Tensor, Geometry], str | None],
+) -> Callable[..., str | None]:
+    """The predicate of an :class:`Impl` whose convolutions answer ``question``."""
+
+    def refuse(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
+        return refuse_blocks(x, blocks, training, question)
+
+    return refuse
 
 
-def _why_not_cuda(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
-    return (
-        _native.why_not_cuda()
-        or refuse_dtype(x, (torch.float32, torch.bfloat16, torch.float16))
-        or refuse_blocks(x, blocks, training, refuse_native)
-    )
-
-
-def _why_not_triton(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> str | None:
-    return (
-        triton_runtime.why_not(x)
-        or refuse_dtype(x, TRITON_DTYPES)
-        or refuse_blocks(x, blocks, training, refuse_on_triton)
-    )
-
+_CPP = (_cpp_fwd, _cpp_bwd, _refuse(refuse_native))
+_TRITON = (_triton_fwd, _triton_bwd, _refuse(refuse_on_triton), not_measured)
 
 CONV_STACK = Op(
     "conv_stack",
@@ -474,16 +453,10 @@ CONV_STACK = Op(
     reference.conv_stack,
     CASES,
     impls=(
-        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, not_measured),
-        Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, why_slower_cpu),
-        Impl(
-            "triton",
-            triton_runtime.DEVICES,
-            _triton_fwd,
-            _triton_bwd,
-            _why_not_triton,
-            not_measured,
-        ),
+        Impl("cuda", ("cuda",), *_CPP, not_measured, dtypes=GPU_DTYPES),
+        Impl("cpu", ("cpu",), *_CPP, why_slower_stack, dtypes=CPU_DTYPES),
+        Impl("triton", triton_runtime.DEVICES, *_TRITON, dtypes=GPU_DTYPES),
     ),
+    work=conv_stack_work,
     error_factor=CONVOLUTION_ERROR_FACTOR,
 )

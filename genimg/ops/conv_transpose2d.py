@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from genimg import _native, reference
 from genimg.backends import REFERENCE, Op, choose
 from genimg.ops.checks import check_convolution, goes_to_torch
+from genimg.ops.contraction import convolution_work
 from genimg.ops.convolution import (
     ConvolutionFunction,
-    Geometry,
-    Pair,
     autocast,
     conv_impls,
     empty_output,
     fake_grads,
-    pair,
 )
+from genimg.ops.geometry import Geometry, Pair, pair
 from genimg.reference.conv2d import IntOrPair
 from genimg.reference.conv_transpose2d import CASES
 from genimg.testing import CONVOLUTION_ERROR_FACTOR
+from genimg.work import Work
 
 
 def conv_transpose2d(
@@ -147,12 +149,29 @@ def _geometry(
     return Geometry(True, stride, padding, output_padding, groups, dilation)
 
 
+def _work(
+    mode: str,
+    grad: Sequence[str],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    output_padding: IntOrPair = 0,
+    groups: int = 1,
+    dilation: IntOrPair = 1,
+) -> list[Work]:
+    geometry = _geometry(stride, padding, output_padding, groups, dilation)
+    return convolution_work(mode, grad, input, weight, geometry)
+
+
 CONV_TRANSPOSE2D = Op(
     "conv_transpose2d",
     conv_transpose2d,
     reference.conv_transpose2d,
     CASES,
     impls=conv_impls(_geometry, _cpp_fwd, _cpp_bwd),
+    work=_work,
     error_factor=CONVOLUTION_ERROR_FACTOR,
     bilinear=True,
 )

@@ -20,7 +20,7 @@ import torch
 from genimg import _native
 from genimg.conv_blocks import NEEDS_WEIGHT, PackedBlocks
 from genimg.ops.conv_block import block_geometry, out_shape, restore
-from genimg.ops.convolution import Geometry, multiplications
+from genimg.ops.geometry import Geometry, multiplications
 
 _COUNTER = "torch.utils.flop_counter"
 _CONVOLUTIONS = ("conv2d", "conv_transpose2d")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,19 +10,18 @@ from torch import Tensor
 
 from genimg import _native, reference
 from genimg.backends import (
+    CPU_DTYPES,
+    GPU_DTYPES,
     REFERENCE,
     Impl,
     Op,
     choose,
-    needs_reference,
-    recompute_grads,
-    refuse_dtype,
 )
 from genimg.kernels.triton import runtime as triton_runtime
+from genimg.ops.autograd import needs_reference, recompute_grads
 from genimg.ops.checks import goes_to_torch
 from genimg.reference.leaky_relu import CASES
-
-_HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+from genimg.work import FORWARD, Work, passes
 
 
 def leaky_relu(
@@ -110,28 +110,10 @@ if _native.available():
         return torch.ops.aten.leaky_relu_backward(grad_y, x, negative_slope, False)
 
 
-def _refuse_inplace(inplace: bool) -> str | None:
+def _refuse(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
     if inplace:
         return "in place: PyTorch's own kernel already makes the one pass that is needed"
     return None
-
-
-def _why_not_cuda(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
-    return _native.why_not_cuda() or refuse_dtype(x, _HALF_AND_SINGLE) or _refuse_inplace(inplace)
-
-
-def _why_not_cpu(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
-    return (
-        _native.why_not()
-        or refuse_dtype(x, (torch.float32, torch.bfloat16))
-        or _refuse_inplace(inplace)
-    )
-
-
-def _why_not_triton(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
-    return (
-        triton_runtime.why_not(x) or refuse_dtype(x, _HALF_AND_SINGLE) or _refuse_inplace(inplace)
-    )
 
 
 def _why_slower(x: Tensor, negative_slope: float, inplace: bool) -> str | None:
@@ -158,21 +140,23 @@ def _triton_bwd(grad_y: Tensor, x: Tensor, negative_slope: float) -> Tensor:
     return kernel.leaky_relu_bwd(grad_y, x, negative_slope)
 
 
+def _work(mode: str, grad: Sequence[str], x: Tensor, *_: Any, **__: Any) -> list[Work]:
+    kernels = [passes(x, 1, 2)]
+    return kernels if mode == FORWARD else [*kernels, passes(x, 1, 3)]
+
+
+_CPP = (_cpp_fwd, _cpp_bwd, _refuse, _why_slower)
+_TRITON = (_triton_fwd, _triton_bwd, _refuse, _why_slower)
+
 LEAKY_RELU = Op(
     "leaky_relu",
     leaky_relu,
     reference.leaky_relu,
     CASES,
     impls=(
-        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, _why_slower),
-        Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu, _why_slower),
-        Impl(
-            "triton",
-            triton_runtime.DEVICES,
-            _triton_fwd,
-            _triton_bwd,
-            _why_not_triton,
-            _why_slower,
-        ),
+        Impl("cuda", ("cuda",), *_CPP, dtypes=GPU_DTYPES),
+        Impl("cpu", ("cpu",), *_CPP, dtypes=CPU_DTYPES),
+        Impl("triton", triton_runtime.DEVICES, *_TRITON, dtypes=GPU_DTYPES),
     ),
+    work=_work,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,19 +10,21 @@ from torch import Tensor
 
 from genimg import _native, reference
 from genimg.backends import (
+    CPU_DTYPES,
+    GPU_DTYPES,
     REFERENCE,
     Impl,
     Op,
     choose,
-    needs_reference,
+    dtype_name,
     not_measured,
-    recompute_grads,
-    refuse_dtype,
 )
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.memory_format import elementwise_format
+from genimg.ops.autograd import needs_reference, recompute_grads
 from genimg.ops.checks import check_together, goes_to_torch
 from genimg.reference.reparam_kl import CASES, draw_seed, reparam_kl_of_seed
+from genimg.work import FORWARD, Work, passes
 
 
 def reparam_kl(
@@ -137,38 +140,12 @@ if _native.available():
         return grads[0], grads[1]
 
 
-def _why_not_cpu(
-    mu: Tensor, logvar: Tensor, generator: torch.Generator | None, sample: bool
-) -> str | None:
-    return _native.why_not() or _refuse(mu, logvar, sample, (torch.float32, torch.bfloat16))
-
-
-def _why_not_cuda(
-    mu: Tensor, logvar: Tensor, generator: torch.Generator | None, sample: bool
-) -> str | None:
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    return _native.why_not_cuda() or _refuse(mu, logvar, sample, dtypes)
-
-
 def _refuse(
-    mu: Tensor, logvar: Tensor, sample: bool, dtypes: tuple[torch.dtype, ...]
-) -> str | None:
-    return (
-        refuse_dtype(mu, dtypes)
-        or refuse_dtype(logvar, (mu.dtype,))
-        or (None if sample else "sample=False: there is no noise to fuse")
-    )
-
-
-def _why_not_triton(
     mu: Tensor, logvar: Tensor, generator: torch.Generator | None, sample: bool
 ) -> str | None:
-    return (
-        triton_runtime.why_not(mu)
-        or refuse_dtype(mu, (torch.float32, torch.bfloat16, torch.float16))
-        or refuse_dtype(logvar, (mu.dtype,))
-        or (None if sample else "sample=False: there is no noise to fuse")
-    )
+    if logvar.dtype != mu.dtype:
+        return f"mu is {dtype_name(mu.dtype)} and logvar {dtype_name(logvar.dtype)}"
+    return None if sample else "sample=False: there is no noise to fuse"
 
 
 def _triton_fwd(*args: Any) -> tuple[Tensor, Tensor]:
@@ -183,21 +160,25 @@ def _triton_bwd(*args: Any) -> tuple[Tensor, Tensor]:
     return kernel.reparam_kl_bwd(*args)
 
 
+def _work(mode: str, grad: Sequence[str], mu: Tensor, logvar: Tensor, **_: Any) -> list[Work]:
+    """Does not count the noise, which is integer arithmetic for the most part."""
+    per_sample = 4.0 * mu.shape[0]
+    kernels = [passes(mu, 40, 3, per_sample)]
+    return kernels if mode == FORWARD else [*kernels, passes(mu, 40, 5, per_sample)]
+
+
+_CPP = (_cpp_fwd, _cpp_bwd, _refuse)
+_TRITON = (_triton_fwd, _triton_bwd, _refuse)
+
 REPARAM_KL = Op(
     "reparam_kl",
     reparam_kl,
     reference.reparam_kl,
     CASES,
     impls=(
-        Impl("cuda", ("cuda",), _cpp_fwd, _cpp_bwd, _why_not_cuda, not_measured),
-        Impl("cpu", ("cpu",), _cpp_fwd, _cpp_bwd, _why_not_cpu),
-        Impl(
-            "triton",
-            triton_runtime.DEVICES,
-            _triton_fwd,
-            _triton_bwd,
-            _why_not_triton,
-            not_measured,
-        ),
+        Impl("cuda", ("cuda",), *_CPP, not_measured, dtypes=GPU_DTYPES),
+        Impl("cpu", ("cpu",), *_CPP, dtypes=CPU_DTYPES),
+        Impl("triton", triton_runtime.DEVICES, *_TRITON, not_measured, dtypes=GPU_DTYPES),
     ),
+    work=_work,
 )

@@ -1,0 +1,138 @@
+"""``genimg.explain``: the backend that serves a call, why no other does, and active switches."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genimg import environment
+from genimg.backends import (
+    BACKENDS,
+    FROM_ENVIRONMENT,
+    OPS,
+    BackendError,
+    Op,
+    asked,
+    choose,
+    dtype_name,
+    is_tuned,
+    measured,
+)
+from genimg.kernels.triton import runtime as triton_runtime
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of :class:`Explanation`."""
+
+    backend: str
+    selected: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What auto, or the selected backend, does with a call; prints as a table."""
+
+    op: str
+    rows: tuple[Row, ...]
+    switches: tuple[str, ...] = ()
+    """The settings that change which kernel runs, where they are not at their defaults."""
+
+    @property
+    def selected(self) -> str:
+        """The backend that serves the call."""
+        return next((row.backend for row in self.rows if row.selected), "none")
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.selected}"]
+        lines += [
+            f"  {'->' if row.selected else '  '} {row.backend:<10} {row.reason}"
+            for row in self.rows
+        ]
+        lines += [f"     switch: {switch}" for switch in self.switches]
+        return "\n".join(lines)
+
+
+def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """The table of backends for a call: which one serves it, and why each other one does not.
+
+    Below it a line for each active switch: an argument, a setting or an environment variable that
+    changes which kernel runs.
+
+    >>> print(genimg.explain("leaky_relu", torch.randn(8)))
+
+    Args:
+        op: the op's name or its function (``genimg.ops.leaky_relu``).
+        args, kwargs: the call's own arguments, ``backend=`` included.
+
+    Raises:
+        ValueError: there is no such op.
+        TypeError: the arguments do not fit the op's signature.
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    if name not in OPS:
+        raise ValueError(f"no op {name!r}; there are {', '.join(OPS)}")
+    entry = OPS[name]
+    bound = inspect.signature(entry.function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    backend = bound.arguments.pop("backend")
+    call = tuple(bound.arguments.values())
+    try:
+        selected = choose(entry, backend, *call)
+    except BackendError:
+        selected = "none"
+    times = measured(entry, backend, call)
+    rows = []
+    for candidate in BACKENDS:
+        reason = entry.why_not(candidate, *call)
+        if reason is None and candidate in times:
+            reason = f"measured: {times[candidate]:.3g} ms"
+        elif reason is None and candidate in entry.by_backend:
+            slower = entry.by_backend[candidate].why_slower(*call)
+            reason = f"can serve; auto passes it over: {slower}" if slower else "can serve"
+        elif reason is None:
+            reason = "plain PyTorch, always can serve"
+        rows.append(Row(candidate, candidate == selected, reason))
+    return Explanation(name, tuple(rows), tuple(_switches(entry, backend, call[0])))
+
+
+def _switches(op: Op, backend: str | None, x: Any) -> Iterator[str]:
+    """A sentence for each switch that is not at its default."""
+    if backend is not None:
+        yield f"backend={backend!r} of this call selects the backend"
+    elif (named := asked(None)) is not None:
+        source = (
+            f"GENIMG_BACKEND={named}"
+            if named == FROM_ENVIRONMENT
+            else f"genimg.use_backend({named!r})"
+        )
+        yield f"{source} selects the backend"
+    if is_tuned():
+        by = (
+            "GENIMG_AUTOTUNE=1" if environment.is_on("GENIMG_AUTOTUNE") else "genimg.autotune(True)"
+        )
+        yield f"{by}: auto selects by measurement"
+    if (level := environment.value("GENIMG_CPU_ISA")) is not None:
+        yield f"GENIMG_CPU_ISA={level}: the instruction-set level of the CPU kernels"
+    if environment.is_on("GENIMG_CUDA_SM90"):
+        yield "GENIMG_CUDA_SM90=1: the CUDA convolutions use their kernels for Hopper"
+    if triton_runtime.INTERPRETED:
+        yield "TRITON_INTERPRET=1: the Triton kernels run in the interpreter, on any device"
+    if torch.are_deterministic_algorithms_enabled():
+        yield "torch.use_deterministic_algorithms: PyTorch's own kernels are deterministic ones"
+    if torch.backends.cudnn.deterministic:
+        yield "torch.backends.cudnn.deterministic: cuDNN's kernels are deterministic ones"
+    if not isinstance(x, Tensor) or not op.name.startswith("conv"):
+        return
+    if x.device.type == "cuda" and x.dtype == torch.float32:
+        precision = torch.backends.cudnn.conv.fp32_precision
+        yield f"torch.backends.cudnn.conv.fp32_precision={precision!r}: products of float32"
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        dtype = dtype_name(torch.get_autocast_dtype(x.device.type))
+        yield f"autocast casts to {dtype} before the choice; the table is for the tensors given"
