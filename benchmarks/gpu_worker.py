@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import roofline
 import torch
 import torch.nn.functional as F
 from gpu_check import HALO, backend_of
@@ -21,11 +22,14 @@ from gpu_timing import clocks, kernel_names, sample
 from layers import LAYERS as LAYER_CASES
 from torch import Tensor
 
-from genimg import ops, roofline
+from genimg import ops
 from genimg.backends import OPS, BackendError, Op
 from genimg.bench import eager_function, step
 from genimg.check import reason
+from genimg.ops.contraction import contraction
+from genimg.ops.geometry import Geometry
 from genimg.testing import Case, Tensors, normal, run
+from genimg.work import Work
 
 MARK = "@gpu_bench "
 KERNELS = ("cuda", "triton") if torch.cuda.is_available() else ("cpu",)
@@ -59,7 +63,7 @@ class Timed:
     """
 
     run: Callable[[], Any]
-    work: Sequence[roofline.Work] = ()
+    work: Sequence[Work] = ()
     note: str = ""
 
 
@@ -213,10 +217,11 @@ class Layer:
         halo = self.stride == 2 and self.weight.shape[1] % 8 == 0 and mode != self.MODES[2]
         return (*KERNELS, *(HOPPER if halo else ()))
 
-    def work(self, mode: str) -> roofline.Work:
+    def work(self, mode: str) -> Work:
         """Bytes and operations of a pass."""
-        shapes = roofline.conv_transpose2d(self.x, self.weight, None, self.stride, self.padding)
-        return getattr(shapes, mode)()
+        geometry = Geometry(True, self.stride, self.padding, 0, 1, 1)
+        passes = contraction(self.x.shape, self.x.dtype, self.weight, geometry)
+        return getattr(passes, mode)()
 
 
 def vendor(out: Out) -> None:
@@ -296,10 +301,10 @@ def _op_step(out: Out, op: Op, case: Case, provider: str, mode: str) -> Timed:
     function = {"eager": eager_function(op), "compile": torch.compile(eager_function(op))}.get(
         provider, partial(op.function, backend=provider)
     )
-    work: list[roofline.Work] = []
+    work: list[Work] = []
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
-        work.extend(roofline.work(op.name, mode, case.grad, *args, **kwargs))
+        work.extend(op.work(mode, case.grad, *args, **kwargs))
         return op.reference(*args, **kwargs)
 
     with torch.no_grad():

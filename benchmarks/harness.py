@@ -7,15 +7,16 @@ from functools import cache
 from typing import Any
 
 import pytest
+import roofline
 import torch
 from layers import LAYERS
 
-from genimg import roofline
 from genimg.backends import OPS, BackendError, Op
 from genimg.bench import PROVIDERS, make_step
 from genimg.check import devices, selected, told, worst
 from genimg.testing import Case, Error, prepare
 from genimg.timing import synchronize
+from genimg.work import Work
 
 WRONG = "WRONG:"
 """How the reason begins why a result that breaks the tolerance rule has no time."""
@@ -75,10 +76,10 @@ def machine() -> roofline.Machine:
 @cache
 def bound_of(op: Op, case: Case, mode: str) -> dict[str, float]:
     """The least milliseconds of a case, and a convolution's operations."""
-    found: list[list[roofline.Work]] = []
+    found: list[list[Work]] = []
 
     def record(*args: Any, **kwargs: Any) -> Any:
-        found.append(roofline.work(op.name, mode, case.grad, *args, **kwargs))
+        found.append(op.work(mode, case.grad, *args, **kwargs))
         return op.reference(*args, **kwargs)
 
     case.call(record, prepare(case, DTYPE, DEVICE))

@@ -1,7 +1,7 @@
 """genimg: fused kernels for image-generation models (GANs and VAEs) in PyTorch.
 
 ``genimg.convert(model)`` speeds up a model that you have; ``genimg.nn`` and ``genimg.ops`` are its
-layers and functions; ``genimg.explain(op, *tensors)`` says which backend serves a call, and why.
+layers and functions; ``genimg.explain(op, *tensors)`` says which backend a call uses, and why.
 """
 
 from pathlib import Path

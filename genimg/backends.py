@@ -1,9 +1,10 @@
-"""Which implementation serves a call, and why another does not.
+"""Which implementation a call uses, and why no other.
 
 Every op keeps a table of kernels (:class:`Impl`) beside its reference. A kernel answers two
-questions in one readable sentence each: ``why_not`` (it cannot serve this call) and ``why_slower``
-(it can, but PyTorch was measured to be at least as fast here). Auto takes the first kernel with
-neither; a backend that is named runs unless ``why_not`` speaks, and then that sentence is raised.
+questions in one readable sentence each: ``why_not`` (it does not support this call) and
+``why_slower`` (it does, but PyTorch was measured to be at least as fast here). Auto takes the first
+kernel with neither; a backend that is named runs unless ``why_not`` speaks, and then that sentence
+is raised.
 ``why_not`` is one sequence for every op (:meth:`Op.why_not`, :meth:`Impl.why_not`): device,
 transforms, availability, dtype, and then the op's own predicate. ``genimg.autotune`` has auto
 decide by measurement instead.
@@ -68,7 +69,7 @@ def set_tuner(tuner: Tuner | None) -> None:
 
 
 class BackendError(RuntimeError):
-    """A backend was named that cannot serve the call; the message is its ``why_not`` sentence."""
+    """The named backend does not support the call; the message is its ``why_not`` sentence."""
 
 
 class InvalidCall(str):
@@ -104,7 +105,7 @@ class Impl:
     Attributes:
         backend: a name of :data:`BACKENDS`.
         devices: the types of device whose tensors it takes.
-        refuse: the op's own predicate: why it cannot serve a call, or None.
+        refuse: the op's own predicate: why the kernel does not support a call, or None.
         why_slower: why PyTorch is at least as fast, or None.
         dtypes: the dtypes of the first tensor that it supports.
         missing: why the backend cannot run here; by default its own answer.
@@ -124,7 +125,7 @@ class Impl:
             object.__setattr__(self, "missing", _MISSING[self.backend])
 
     def why_not(self, *args: Any) -> str | None:
-        """Why it cannot serve a call on one of its devices: availability, dtype, own predicate."""
+        """Why it does not support a call on its device: availability, dtype, own predicate."""
         x = args[0]
         reason = self.missing(x)
         if reason is None and x.dtype not in self.dtypes:
@@ -156,7 +157,7 @@ class Op:
     reference: Callable[..., Any]
     cases: tuple[Case, ...]
     impls: tuple[Impl, ...] = ()
-    work: Callable[..., list[Work]] | None = None
+    work: Callable[..., list[Work]] = field(kw_only=True)
     error_factor: float = ERROR_FACTOR
     bilinear: bool = False
     by_backend: dict[str, Impl] = field(init=False, default_factory=dict)
@@ -166,7 +167,7 @@ class Op:
         OPS[self.name] = self
 
     def why_not(self, backend: str, *args: Any) -> str | None:
-        """Why ``backend`` cannot serve these arguments, or None if it can."""
+        """Why ``backend`` does not support these arguments, or None if it does."""
         if backend == REFERENCE:
             return None
         impl = self.by_backend.get(backend)
@@ -190,7 +191,7 @@ class Op:
         """Judge a case on a backend: :func:`genimg.testing.compare`.
 
         Raises:
-            BackendError: the backend cannot serve the case.
+            BackendError: the backend does not support the case.
         """
         return compare(
             case,
@@ -220,11 +221,11 @@ def _names(spec: str) -> tuple[str, ...]:
 
 
 def choose(op: Op, backend: str | None, *args: Any) -> str:
-    """The backend that serves this call.
+    """The backend that this call uses.
 
-    ``backend``: None or ``"auto"`` for the fastest that can serve; a name, or several separated by
-    commas, for the first of these that can, and :class:`BackendError` if none can. None defers to
-    :func:`use_backend` and the environment variable ``GENIMG_BACKEND``.
+    ``backend``: None or ``"auto"`` for the fastest that supports it; a name, or several separated
+    by commas, for the first of these that does, and :class:`BackendError` if none does. None defers
+    to :func:`use_backend` and the environment variable ``GENIMG_BACKEND``.
     """
     spec = _selected if backend is None else backend
     if spec is None or spec == "auto":
@@ -284,7 +285,8 @@ def use_backend(backend: str | None) -> Iterator[None]:
     Process-wide, as ``torch.backends`` flags are: do not use it from two threads at once.
 
     Args:
-        backend: a name, several separated by commas (the first that can serve), or ``"auto"``.
+        backend: a name, several separated by commas (the first that supports a call),
+            or ``"auto"``.
 
     Raises:
         ValueError: the name is unknown.

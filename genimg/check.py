@@ -85,7 +85,7 @@ def reason(error: BaseException) -> str:
 
 
 def check_case(op: Op, case: Case, backend: str, dtype: torch.dtype, device: str) -> Row | None:
-    """One row, or None where the backend says that it cannot serve the case.
+    """One row, or None where the backend says that it does not support the case.
 
     Any other exception is a failure of this case alone: memory that is not there, a kernel that
     ends in an error.
@@ -109,9 +109,9 @@ def check(
     dtypes: Iterable[torch.dtype] = DTYPES,
     slow: bool = False,
 ) -> Iterator[Row]:
-    """Rows for every op, case, device, dtype and backend that serves it.
+    """Rows for every op, case, device, dtype and backend that supports it.
 
-    The reference is checked where no kernel serves a case, so that every case is seen to run.
+    The reference is checked where no kernel supports a case, so that every case is seen to run.
 
     Args:
         ops: names, or one; None is all.
@@ -152,7 +152,7 @@ def report(rows: Iterable[Row], say: Callable[[str], None]) -> int:
         say(f"FAILED: {row.op} {row.case} on {row.backend} in {row.dtype}: {row.why}")
     say(f"{len(seen) - len(failed)} passed, {len(failed)} failed")
     if not seen:
-        say("nothing was checked: no backend that was asked for serves these ops on this machine")
+        say("nothing was checked: no backend that was asked for supports these ops on this machine")
     return len(failed) if seen else 1
 
 
@@ -174,9 +174,9 @@ def _check_on(
 ) -> Iterator[Row]:
     kernels = [backend for backend in kinds if backend != REFERENCE]
     rows = [check_case(op, case, backend, dtype, device) for backend in kernels]
-    served = [row for row in rows if row is not None]
-    yield from served
-    if REFERENCE in kinds and (named or not served):
+    found = [row for row in rows if row is not None]
+    yield from found
+    if REFERENCE in kinds and (named or not found):
         row = check_case(op, case, REFERENCE, dtype, device)
         if row is not None:
             yield row

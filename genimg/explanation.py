@@ -1,4 +1,4 @@
-"""``genimg.explain``: the backend that serves a call, why no other does, and active switches."""
+"""``genimg.explain``: the backend that a call uses, why it uses no other, and active switches."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Explanation:
 
     @property
     def selected(self) -> str:
-        """The backend that serves the call."""
+        """The backend that the call uses."""
         return next((row.backend for row in self.rows if row.selected), "none")
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Explanation:
 
 
 def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
-    """The table of backends for a call: which one serves it, and why each other one does not.
+    """The table of backends for a call: which one it uses, and why it uses none of the others.
 
     Below it a line for each active switch: an argument, a setting or an environment variable that
     changes which kernel runs.
@@ -95,9 +95,9 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
             reason = f"measured: {times[candidate]:.3g} ms"
         elif reason is None and candidate in entry.by_backend:
             slower = entry.by_backend[candidate].why_slower(*call)
-            reason = f"can serve; auto passes it over: {slower}" if slower else "can serve"
+            reason = f"supported; auto passes it over: {slower}" if slower else "supported"
         elif reason is None:
-            reason = "plain PyTorch, always can serve"
+            reason = "plain PyTorch, always supported"
         rows.append(Row(candidate, candidate == selected, reason))
     return Explanation(name, tuple(rows), tuple(_switches(entry, backend, call[0])))
 
@@ -131,7 +131,7 @@ def _switches(op: Op, backend: str | None, x: Any) -> Iterator[str]:
     if not isinstance(x, Tensor) or not op.name.startswith("conv"):
         return
     if x.device.type == "cuda" and x.dtype == torch.float32:
-        precision = torch.backends.cudnn.conv.fp32_precision
+        precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
         yield f"torch.backends.cudnn.conv.fp32_precision={precision!r}: products of float32"
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         dtype = dtype_name(torch.get_autocast_dtype(x.device.type))

@@ -1,4 +1,4 @@
-"""``genimg info``: versions, what was built and why, which backends serve; needs torch alone."""
+"""``genimg info``: versions, what was built and why, which backends run; needs torch alone."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _gpus() -> Facts:
     driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     found: Facts = {"devices": [], "driver": driver.split("\n")[0] or None, "reason": None}
     if not torch.cuda.is_available():
-        what = "its driver does not serve torch" if driver else "no GPU present, or no driver"
+        what = "its driver does not suit this torch" if driver else "no GPU present, or no driver"
         return {**found, "reason": what}
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
@@ -213,7 +213,7 @@ def _serving(backend: str, isa: str | None) -> str:
         return f"runs at {isa}, on {threads}"
     if backend == "triton" and triton_runtime.INTERPRETED:
         return "in its interpreter, for tests: TRITON_INTERPRET=1"
-    return "plain PyTorch" if backend == REFERENCE else "serves tensors on the GPU"
+    return "plain PyTorch" if backend == REFERENCE else "runs tensors on the GPU"
 
 
 def render(facts: Facts) -> str:
@@ -244,7 +244,7 @@ def render(facts: Facts) -> str:
     for name, tool in facts["tools"].items():
         found = f"{tool['version']}  {tool['path'] or ''}"
         lines.append(f"  {name:<10}" + (found if tool["version"] else f"none: {tool['advice']}"))
-    lines += ["", f"{'backend':<12}{'built':<7}{'serves here':<13}"]
+    lines += ["", f"{'backend':<12}{'built':<7}{'runs here':<13}"]
     for name, state in facts["backends"].items():
         built, usable = ("yes" if state[key] else "no" for key in ("built", "usable"))
         lines.append(f"{name:<12}{built:<7}{usable:<13}{state['reason']}")

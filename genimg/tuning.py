@@ -44,8 +44,8 @@ def autotune(enabled: bool = True) -> None:
     """Choose backends by measurement instead of by rule, from now on.
 
     The first call of an op with new shapes, strides, dtypes, options or number of threads times
-    every kernel that can serve it, and PyTorch, on copies of its arguments: forward, and backward
-    where a gradient is wanted; a fifth of a second or five rounds. The fastest serves this call and
+    every kernel that supports it, and PyTorch, on copies of its arguments: forward, and backward
+    where a gradient is wanted; a fifth of a second or five rounds. The fastest runs this call and
     all later ones. Decisions are kept in ``$GENIMG_CACHE`` (default ``~/.cache/genimg``), in a file
     for each build of genimg, version of torch, and processor, so that the next program need not
     measure again; :func:`genimg.explain` shows the times.

@@ -177,7 +177,9 @@ def test_a_benchmark_that_fails_costs_no_other(tmp_path):
 
 def test_a_wrong_result_has_no_speed():
     case = Case("wrong", "", lambda g: {"x": normal(g, 5)}, lambda op, t: op(t["x"]))
-    op = Op("wrong", lambda x, backend=None: x * 1.01, lambda x: x * 1.0, (case,))
+    op = Op(
+        "wrong", lambda x, backend=None: x * 1.01, lambda x: x * 1.0, (case,), work=lambda *_: []
+    )
     try:
         failure = bench.measure(op, case)
     finally:

@@ -64,7 +64,7 @@ def test_info_names_the_kernels(capsys):
     assert f"CUDA architectures: {', '.join(_native.build_info()['cuda_archs'])}" in page
     (state,) = re.findall(r"^cuda +(yes|no) +(yes|no) +(.*)$", page, re.MULTILINE)
     if torch.cuda.is_available():
-        assert state == ("yes", "yes", "serves tensors on the GPU")
+        assert state == ("yes", "yes", "runs tensors on the GPU")
     else:
         assert state == ("yes", "no", "no GPU present, or no driver")
         assert re.search(r"^gpu +none: no GPU present", page, re.MULTILINE)
@@ -73,5 +73,5 @@ def test_info_names_the_kernels(capsys):
 @pytest.mark.parametrize("op", SERVED)
 def test_tensors_elsewhere_are_refused(op):
     case = OPS[op].cases[0]
-    with pytest.raises(genimg.BackendError, match="on cpu, this kernel serves cuda tensors"):
+    with pytest.raises(genimg.BackendError, match="on cpu; this kernel supports cuda tensors"):
         case.call(partial(OPS[op].function, backend="cuda"), case.tensors(torch.Generator()))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from genimg import info, ops, reference
-from genimg.backends import OPS, REFERENCE
+from genimg import environment, info, ops, reference
+from genimg.backends import OPS, REFERENCE, dtype_name
 
 ROOT = Path(__file__).parents[1]
 TEXT = {
@@ -33,16 +33,20 @@ TEXT = {
 
 # Each room imports only from those after it.
 ROOMS = (
-    *("__main__", "cli", "info", "bench", "check", "roofline", "train", "models", "nn", "ops"),
+    *("__main__", "cli", "info", "bench", "check", "train", "models", "nn", "ops"),
     *(
         "reference",
         "tuning",
+        "explanation",
         "backends",
         "kernels",
         "conv_blocks",
         "_native",
         "memory_format",
         "testing",
+        "transforms",
+        "work",
+        "environment",
         "machine",
         "timing",
         "terminal",
@@ -52,7 +56,10 @@ ROOMS = (
 MAY_IMPORT_GENIMG_ITSELF = ("__main__", "cli", "info")
 BINDINGS_OF_SEVERAL = {"conv_block", "convolution", "leaky_signs", "memory_format", "module"}
 NOT_OPS = {
-    "ops": {"__init__", "checks", "conv_block", "convolution", "flops", "leaky_signs"},
+    "ops": {
+        *("__init__", "autograd", "checks", "contraction", "conv_block", "conv_refusals"),
+        *("conv_rules", "conv_stack_work", "convolution", "flops", "geometry", "leaky_signs"),
+    },
     "reference": {"__init__"},
 }
 pytestmark = pytest.mark.skipif(
@@ -266,8 +273,20 @@ def test_coverage_table_is_the_registry():
     cells = [[cell.strip() for cell in row.split("|")] for row in rows]
     header = cells[0]
     table = {row[0].strip("`"): dict(zip(header, row, strict=True)) for row in cells[1:]}
-    served = {op: {backend for backend in header[1:] if row[backend]} for op, row in table.items()}
-    assert served == {op: {*entry.by_backend, REFERENCE} for op, entry in OPS.items()}
+    expected = {
+        op: {
+            "op": f"`{op}`",
+            REFERENCE: "yes",
+            **{
+                backend: ", ".join(map(dtype_name, entry.by_backend[backend].dtypes))
+                if backend in entry.by_backend
+                else ""
+                for backend in header[2:]
+            },
+        }
+        for op, entry in OPS.items()
+    }
+    assert table == expected
 
 
 def test_every_environment_variable_is_on_the_page():
@@ -279,7 +298,10 @@ def test_every_environment_variable_is_on_the_page():
         for folder in ("genimg/", "kernels/", "csrc/", "cmake/", "setup.py", "CMakeLists.txt")
         for path in under(folder, ".py", ".h", ".cpp", ".cu", ".cmake", ".txt")
     ]
-    reads = r"environ(?:\.get\(|\[)\s*\"(\w+)|getenv\(\"(\w+)|\$ENV\{(\w+)\}|DEFINED ENV\{(\w+)\}"
+    reads = (
+        r"(?:environ(?:\.get\(|\[)|environment\.(?:value|is_on)\()\s*\"(\w+)"
+        r"|getenv\(\"(\w+)|\$ENV\{(\w+)\}|DEFINED ENV\{(\w+)\}"
+    )
     read = {
         variable
         for path in sources
@@ -290,4 +312,5 @@ def test_every_environment_variable_is_on_the_page():
     assert read - documented == {"PATH", "NVCC_APPEND_FLAGS"}
     ours = {variable for variable in documented if variable.startswith("GENIMG_")}
     assert ours <= read
+    assert ours == set(environment.VARIABLES)
     assert ours <= set(info.ENVIRONMENT) <= documented

@@ -40,10 +40,13 @@ def probe():
 
     def impl(backend):
         return Impl(
-            backend, ("cpu",), function, function, lambda *_: None, lambda *_: "auto's rule"
+            *(backend, ("cpu",), function, function),
+            why_slower=lambda *_: "auto's rule",
+            dtypes=(torch.float32, torch.float64),
+            missing=lambda x: None,
         )
 
-    op = Op("probe", function, function, (), (impl("cpu"),))
+    op = Op("probe", function, function, (), (impl("cpu"),), work=lambda *args: [])
     yield op, ran
     del OPS["probe"]
 
@@ -160,7 +163,9 @@ def test_a_new_kernel_is_measured(probe):
     op, ran = probe
     op.function(X)
     op.by_backend["cuda"] = Impl(
-        "cuda", ("cpu",), op.function, op.function, lambda *_: None, lambda *_: None
+        *("cuda", ("cpu",), op.function, op.function),
+        dtypes=(torch.float32,),
+        missing=lambda x: None,
     )
     genimg.autotune(True)
     op.function(X)

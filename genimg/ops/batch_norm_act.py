@@ -88,7 +88,7 @@ def batch_norm_act(
             positive, an ``x`` of less than two dimensions.
         RuntimeError: shapes or dtypes do not fit; no running statistics outside training; running
             statistics that require gradients, as torch's.
-        BackendError: the named backend cannot serve the call.
+        BackendError: the named backend does not support the call.
 
     Source: Ioffe, Szegedy, "Batch normalization", 2015, algorithms 1 and 2.
     """
@@ -389,7 +389,7 @@ def refuse_norm(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> str | None:
-    """Why no kernel can serve a norm of ``channels`` of ``x``'s dtype and device."""
+    """Why no kernel supports a norm of ``channels`` of ``x``'s dtype and device."""
     if (running_mean is None) != (running_var is None):
         return InvalidCall("one running statistic without the other is invalid")
     for parameter in (running_mean, running_var, weight, bias):

@@ -57,7 +57,7 @@ def conv2d(
         TypeError: as torch's, for arguments of other types.
         RuntimeError: shapes, devices or dtypes do not fit; stricter than torch where torch computes
             garbage (a weight on another device) or casts silently (a bias of another dtype).
-        BackendError: the named backend cannot serve the call.
+        BackendError: the named backend does not support the call.
 
     Source: Dumoulin, Visin, "A guide to convolution arithmetic for deep learning", 2016, section 2.
     """

@@ -1,4 +1,4 @@
-"""Why a kernel cannot serve a convolution: predicates of the convolutions and of conv_stack."""
+"""Why a kernel does not support a convolution: predicates of the convolutions and of conv_stack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where PyTorch's convolutions were measured to be faster than the CPU kernels, alone or in a stack.
+"""Where PyTorch's convolutions were measured to be faster than the CPU kernels.
 
 Figures: benchmarks/README.md.
 """

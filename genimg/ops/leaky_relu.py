@@ -52,7 +52,7 @@ def leaky_relu(
     Kept for backward: ``input``. No autocast rule: it computes in ``input``'s dtype.
 
     Raises:
-        BackendError: the named backend cannot serve the call.
+        BackendError: the named backend does not support the call.
         TypeError: as torch's, for arguments of other types.
         NotImplementedError: as torch, for a dtype that is not floating-point.
 

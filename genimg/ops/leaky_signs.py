@@ -16,8 +16,8 @@ _GROUP, _GROUP_BYTES = 128, 16
 
 def pack_signs(y: Tensor, negative_slope: float) -> Tensor:
     """Where the gradient of ``y``, a dense output, passes unchanged; under slope 0 NaN lets it."""
-    served = y.device.type == "cpu" and y.dtype in (torch.float32, torch.bfloat16)
-    if served and _native.available():
+    supported = y.device.type == "cpu" and y.dtype in (torch.float32, torch.bfloat16)
+    if supported and _native.available():
         return torch.ops.genimg.leaky_signs(y, negative_slope)
     return ~(y <= 0) if negative_slope == 0 else y > 0
 

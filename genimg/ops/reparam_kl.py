@@ -63,7 +63,7 @@ def reparam_kl(
 
     Raises:
         RuntimeError: shapes, devices or dtypes differ; no batch dimension; not a floating dtype.
-        BackendError: the named backend cannot serve the call.
+        BackendError: the named backend does not support the call.
 
     Source: Kingma, Welling, "Auto-encoding variational Bayes", 2014, section 2.4 and appendix B.
     """

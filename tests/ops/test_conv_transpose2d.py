@@ -8,7 +8,8 @@ from op_checks import FLOATS, assert_case, small_cases
 import genimg
 from genimg import _native
 from genimg.ops import convolution
-from genimg.ops.convolution import Geometry, why_slower_cpu
+from genimg.ops.conv_rules import why_slower_cpu
+from genimg.ops.geometry import Geometry
 
 conv_transpose2d = genimg.ops.conv_transpose2d
 
