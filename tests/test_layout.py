@@ -249,6 +249,8 @@ def test_every_op_is_complete(op):
         f"benchmarks/bench_{op}.py",
     ):
         assert (ROOT / path).exists(), path
+    for tables in ("contract", "opcheck", "second_derivatives", "transforms"):
+        assert f'"{op}"' in text(ROOT / f"tests/ops/test_{tables}.py"), tables
     assert re.search(r"^CASES\b", text(ROOT / f"genimg/reference/{op}.py"), re.MULTILINE)
     assert 8 <= len(entry.cases) <= 40
     names = [case.name for case in entry.cases]
