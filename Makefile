@@ -31,6 +31,9 @@ CUDA_PY := $(CUDA_VENV)/bin/python
 CUDA_PIP = PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(CUDA_PY) -m pip \
 	--disable-pip-version-check --no-input --no-cache-dir install -q
 
+# genimg as it is imported, with genimg.kernels in its place: what mypy and editors read.
+TYPED := build/typed/genimg
+
 NEEDS_GPU := import sys, torch; torch.cuda.is_available() or sys.exit('torch sees no GPU here')
 GPU_NAME := import torch; print('-'.join(torch.cuda.get_device_name().lower().split()))
 
@@ -81,6 +84,8 @@ format: setup  ## format the Python and C++ sources
 lint: setup  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)
+	@ln -s $(addprefix $(CURDIR)/,$(wildcard genimg/*.py genimg/*.pyi genimg/*/) kernels) $(TYPED)
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 

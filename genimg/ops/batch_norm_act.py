@@ -366,19 +366,19 @@ def _why_slower_cpu(x: Tensor, *_: Any) -> str | None:
 def _triton_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from genimg.kernels.triton import batch_norm_act as kernel
 
-    y, *statistics = kernel.batch_norm_act_fwd(*args)
+    y, mean, rstd, var = kernel.batch_norm_act_fwd(*args)
     x, *_, negative_slope = args
-    return in_format(y, _output_format(x, negative_slope)), *statistics
+    return in_format(y, _output_format(x, negative_slope)), mean, rstd, var
 
 
 def _triton_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     from genimg.kernels.triton import batch_norm_act as kernel
 
-    grad_x, *grads = kernel.batch_norm_act_bwd(*args)
+    grad_x, grad_weight, grad_bias = kernel.batch_norm_act_bwd(*args)
     grad_y, x, *_, negative_slope, needs_grad_x = args
     if needs_grad_x:
         grad_x = in_format(grad_x, _grad_format(x, grad_y, negative_slope))
-    return grad_x, *grads
+    return grad_x, grad_weight, grad_bias
 
 
 def refuse_norm(

@@ -161,7 +161,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         file.flush()
 
         def told(option: str) -> str:
-            command = [tool, option, file.name]
+            command = [str(tool), option, file.name]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
         usage = told("-res-usage")

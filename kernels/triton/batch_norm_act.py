@@ -373,8 +373,8 @@ def batch_norm_act_fwd(
     channels = x.shape[1]
     mean, rstd = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
     var = x.new_empty(channels if training else 0, dtype=torch.float32)
-    if x.numel() == 0:  # not in training
-        rstd.copy_((running_var + eps).rsqrt())
+    if x.numel() == 0 and running_mean is not None and running_var is not None:  # not in training
+        rstd.copy_(torch.rsqrt(running_var + eps))
         return torch.empty_like(x), mean.copy_(running_mean), rstd, var
     x, layout = channel_view(x)
     y = torch.empty_like(x, memory_format=memory_format_of(x, layout))
@@ -385,14 +385,14 @@ def batch_norm_act_fwd(
             split = split_channels(layout, block)
             number = split.parts
             parts = x.new_empty(4, number, channels, dtype=torch.float32)
-            sizes = (channels, split.lines, layout.columns, *split.strides, split.tiles, number)
+            walk = (channels, split.lines, layout.columns, *split.strides, split.tiles, number)
             launch(_batch_norm_act_moments_kernel, (split.programs,))(
-                x, parts, *sizes, **block, num_warps=NUM_WARPS
+                x, parts, *walk, **block, num_warps=NUM_WARPS
             )
         tensors = (parts, running_mean, running_var, mean, rstd, var)
-        sizes = (channels, number, x.numel() // channels, eps)
+        counts = (channels, number, x.numel() // channels, eps)
         launch(_batch_norm_act_statistics_kernel, (triton.cdiv(channels, BLOCK_C),))(
-            *tensors, *sizes, TRAINING=training, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C
+            *tensors, *counts, TRAINING=training, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C
         )
         sizes = (channels, layout.lines, layout.columns, *layout.strides, *layout.dense_strides)
         launch(_batch_norm_act_fwd_kernel, grid_of(layout, block))(
@@ -427,15 +427,15 @@ def batch_norm_act_bwd(
     split = split_channels(layout, block)
     parts = x.new_empty(2, split.parts, channels, dtype=torch.float32)
     with on_device_of(x):
-        sizes = (channels, split.lines, layout.columns, *split.dense_strides, *split.strides)
-        sizes = (*sizes, split.tiles, split.parts, negative_slope)
+        walk = (channels, split.lines, layout.columns, *split.dense_strides, *split.strides)
+        shares = (split.tiles, split.parts, negative_slope)
         launch(_batch_norm_act_sums_kernel, (split.programs,))(
-            grad_y, x, *parameters, parts, *sizes, **block, num_warps=NUM_WARPS
+            grad_y, x, *parameters, parts, *walk, *shares, **block, num_warps=NUM_WARPS
         )
-        tensors = (parts, rstd, weight, grad_weight, grad_bias, slope, offset)
-        sizes = (channels, split.parts, x.numel() // channels)
+        sums = (parts, rstd, weight, grad_weight, grad_bias, slope, offset)
+        counts = (channels, split.parts, x.numel() // channels)
         launch(_batch_norm_act_grads_kernel, (triton.cdiv(channels, BLOCK_C),))(
-            *tensors, *sizes, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C
+            *sums, *counts, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C
         )
         if needs_grad_x:
             tensors = (grad_y, x, grad_x, *parameters, slope, offset)

@@ -168,7 +168,7 @@ def to_channels_last(x: Tensor) -> Tensor:
 # torch.compile cannot read torch's switches: it takes them as they are when it traces.
 @torch.compiler.assume_constant_result
 def _allows_tf32() -> bool:
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 def precision(x: Tensor) -> str:

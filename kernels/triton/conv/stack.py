@@ -217,8 +217,11 @@ def _forward(block: Block, image: FusedInput, training: bool) -> tuple[Tensor, m
     y, partial = block.convolution.forward(image, block.weight, epilogue)
     parameters = (block.gamma, block.beta, block.eps)
     if measures:
+        assert partial is not None
         return y, moments.statistics(partial, y.shape[1], _count(y), *parameters)
     if block.has_norm:
+        assert block.running_mean is not None
+        assert block.running_var is not None
         return y, moments.running(block.running_mean, block.running_var, *parameters)
     return y, None
 
