@@ -46,7 +46,8 @@ $(PY) benchmarks/report.py $(1) || failed=$$?; exit $$failed
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-gpu bench bench-gpu check format lint check-cuda check-cuda-build
+.PHONY: help setup demo test test-gpu bench bench-gpu check format lint types check-cuda
+.PHONY: check-cuda-build
 .PHONY: check-barriers check-mutants check-machines check-triton sanitize sanitize-cuda dist clean
 
 help:  ## show this
@@ -84,10 +85,13 @@ format: setup  ## format the Python and C++ sources
 lint: setup  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory types
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+
+types:  ## mypy alone; it needs .venv, and builds nothing
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)
 	@ln -s $(addprefix $(CURDIR)/,$(wildcard genimg/*.py genimg/*.pyi genimg/*/) kernels) $(TYPED)
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
 check-cuda: setup  ## compile the CUDA kernels and their bindings; needs no GPU and no CUDA torch
 	@command -v nvcc >/dev/null || $(PIP) install -q $(NVCC_PACKAGES)
