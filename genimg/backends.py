@@ -150,6 +150,8 @@ class Op:
             inputs that gradients are taken for; the rest are the call's own arguments.
         error_factor: how many times PyTorch's own error its kernels' may be.
         bilinear: the op is linear in its first input and in its weight, as convolutions are.
+        composed: its reference backend composes PyTorch's ops in another way than the definition,
+            so that it has an error of its own to judge.
     """
 
     name: str
@@ -160,6 +162,7 @@ class Op:
     work: Callable[..., list[Work]] = field(kw_only=True)
     error_factor: float = ERROR_FACTOR
     bilinear: bool = False
+    composed: bool = False
     by_backend: dict[str, Impl] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -111,7 +111,8 @@ def check(
 ) -> Iterator[Row]:
     """Rows for every op, case, device, dtype and backend that supports it.
 
-    The reference is checked where no kernel supports a case, so that every case is seen to run.
+    The reference is checked where no kernel supports a case, so that every case is seen to run, and
+    where it computes otherwise than the definition.
 
     Args:
         ops: names, or one; None is all.
@@ -176,7 +177,7 @@ def _check_on(
     rows = [check_case(op, case, backend, dtype, device) for backend in kernels]
     found = [row for row in rows if row is not None]
     yield from found
-    if REFERENCE in kinds and (named or not found):
+    if REFERENCE in kinds and (named or op.composed or not found):
         row = check_case(op, case, REFERENCE, dtype, device)
         if row is not None:
             yield row

@@ -73,6 +73,13 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(x.to(dtype) if x is not None and _is_cast(x) else x for x in tensors)
 
 
+def autocast_dtype(tensor: Tensor, x: Tensor) -> torch.dtype:
+    """The dtype that :func:`autocast` gives ``tensor``, in a call whose input is ``x``."""
+    if is_autocast(x) and _is_cast(tensor):
+        return torch.get_autocast_dtype(x.device.type)
+    return tensor.dtype
+
+
 def _is_cast(x: Tensor) -> bool:
     return x.is_floating_point() and x.dtype != torch.float64
 
