@@ -116,13 +116,13 @@ def _text(output: Any) -> str:
 
 
 def _serves(backend: str, op: str) -> bool:
-    return op.startswith("conv") if backend == HALO else backend in OPS[op].by_backend
+    return "conv" in op if backend == HALO else backend in OPS[op].by_backend
 
 
 def jobs(backends: Sequence[str], tools: Sequence[str]) -> list[Job]:
     """The jobs to run, the longest (the contractions) first."""
     pairs = [(name, op) for op in OPS for name in backends if _serves(name, op)]
-    pairs.sort(key=lambda pair: not pair[1].startswith("conv"))
+    pairs.sort(key=lambda pair: "conv" not in pair[1])
     if tools:
         found = [Job(*p, dtype, tool) for tool in tools for p in pairs for dtype in SANITIZED]
     else:

@@ -50,7 +50,7 @@ def _cases(op: Op) -> list[tuple[Case, tuple[str, ...]]]:
 
 
 def _providers(op: Op, mode: str) -> tuple[str, ...]:
-    convolves = op.name.startswith("conv")
+    convolves = "conv" in op.name
     both = convolves or op.name == "batch_norm_act"
     # On the CPU a convolution's only kernel is what genimg takes.
     kernels = () if convolves and DEVICE == "cpu" else tuple(op.by_backend)
@@ -85,7 +85,7 @@ def bound_of(op: Op, case: Case, mode: str) -> dict[str, float]:
     case.call(record, prepare(case, DTYPE, DEVICE))
     (kernels,) = found
     bound = {"bound_ms": roofline.bound(kernels, machine()) * 1e3}
-    if op.name.startswith("conv"):
+    if "conv" in op.name:
         bound["flop"] = sum(kernel.operations for kernel in kernels)
     return bound
 

@@ -128,7 +128,7 @@ def _switches(op: Op, backend: str | None, x: Any) -> Iterator[str]:
         yield "torch.use_deterministic_algorithms: PyTorch's own kernels are deterministic ones"
     if torch.backends.cudnn.deterministic:
         yield "torch.backends.cudnn.deterministic: cuDNN's kernels are deterministic ones"
-    if not isinstance(x, Tensor) or not op.name.startswith("conv"):
+    if not isinstance(x, Tensor) or "conv" not in op.name:
         return
     if x.device.type == "cuda" and x.dtype == torch.float32:
         precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]

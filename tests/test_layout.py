@@ -58,7 +58,8 @@ BINDINGS_OF_SEVERAL = {"conv_block", "convolution", "leaky_signs", "memory_forma
 NOT_OPS = {
     "ops": {
         *("__init__", "autograd", "checks", "contraction", "conv_block", "conv_refusals"),
-        *("conv_rules", "conv_stack_work", "convolution", "flops", "geometry", "leaky_signs"),
+        *("conv_rules", "conv_stack_work", "convolution", "flops", "fold", "geometry"),
+        "leaky_signs",
     },
     "reference": {"__init__"},
 }

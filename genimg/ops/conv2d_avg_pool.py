@@ -10,10 +10,9 @@ from torch import Tensor
 from genimg import reference
 from genimg.backends import Op, choose
 from genimg.ops.checks import check_convolution, goes_to_torch
-from genimg.ops.contraction import convolution_work
 from genimg.ops.conv2d import CONV2D, conv2d
 from genimg.ops.convolution import autocast
-from genimg.ops.fold import Fold, find_fold, folded_impls, is_worth_folding
+from genimg.ops.fold import Fold, find_fold, folded_impls, folded_work, is_worth_folding
 from genimg.ops.geometry import pair
 from genimg.reference.conv2d import IntOrPair
 from genimg.reference.conv2d_avg_pool import CASES
@@ -80,7 +79,7 @@ def conv2d_avg_pool(
     input, bias = autocast(input, bias)  # type: ignore[assignment]
     name = choose(CONV2D_AVG_POOL, backend, input, weight, bias, *options.values())
     fold = _fold_of(input, weight, bias, *options.values())
-    if isinstance(fold, str) or not is_worth_folding(backend, input, weight, fold, name):
+    if isinstance(fold, str) or not is_worth_folding(fold, input, weight, name, backend):
         return reference.conv2d_avg_pool(input, weight, bias, **options)
     folded = fold.weight(weight, input)
     return conv2d(input, folded, bias, fold.stride, fold.padding, backend=name)
@@ -107,9 +106,7 @@ def _work(
     padding: IntOrPair | str = "same",
 ) -> list[Work]:
     fold = _fold_of(input, weight, bias, kernel_size, padding)
-    assert isinstance(fold, Fold), fold
-    _, folded, *_ = fold.call(input, weight, bias)
-    return convolution_work(mode, grad, input, folded, fold.geometry())
+    return folded_work(mode, grad, input, weight, fold)
 
 
 CONV2D_AVG_POOL = Op(

@@ -18,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genimg.backends import REFERENCE, Impl, InvalidCall, Op, asked, dtype_name, is_below
+from genimg.ops.contraction import convolution_work
 from genimg.ops.convolution import autocast_dtype, memory_format_of
 from genimg.ops.geometry import Geometry, Pair, pair
 from genimg.reference.conv2d import IntOrPair
+from genimg.work import Work
 
 MAX_FACTOR = 8
 """PyTorch finds the pixel to repeat by a product with 1 / s, which is exact up to here."""
@@ -196,10 +198,16 @@ def same_or_pair(kernel: Pair, padding: IntOrPair | str) -> Pair:
     return pair(padding)
 
 
-def is_worth_folding(
-    backend: str | None, x: Tensor, weight: Tensor, fold: Fold, name: str
-) -> bool:
-    """Whether a call folds where PyTorch's convolution runs: a named backend always does."""
+def is_worth_folding(fold: Fold, x: Tensor, weight: Tensor, name: str, backend: str | None) -> bool:
+    """Whether a call folds: always with a kernel, or a backend that is named.
+
+    Args:
+        fold: the call's.
+        x: its input.
+        weight: its weight.
+        name: the backend that was selected.
+        backend: the call's own argument.
+    """
     if name != REFERENCE or asked(backend) not in (None, "auto"):
         return True
     return not is_below(unfolded_multiplications(x.shape, weight, fold), WORTH_FOLDING)
@@ -211,6 +219,20 @@ def unfolded_multiplications(shape: Sequence[int], weight: Tensor, fold: Fold) -
     if fold.transposed:
         pixels *= fold.stride[0] * fold.stride[1]
     return (shape[0] if len(shape) == 4 else 1) * pixels * weight.numel()
+
+
+def folded_work(
+    mode: str, grad: Sequence[str], x: Tensor, weight: Tensor, fold: Fold | str
+) -> list[Work]:
+    """:attr:`genimg.backends.Op.work` of a folded op; the folding itself does not count.
+
+    Raises:
+        ValueError: there is no fold.
+    """
+    if isinstance(fold, str):
+        raise ValueError(f"PyTorch's two ops run: {fold}")
+    _, folded, *_ = fold.call(x, weight, None)
+    return convolution_work(mode, grad, x, folded, fold.geometry())
 
 
 def folded_impls(op: Op, fold_of: Callable[..., Fold | str]) -> tuple[Impl, ...]:

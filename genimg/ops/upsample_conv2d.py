@@ -10,10 +10,9 @@ from torch import Tensor
 from genimg import reference
 from genimg.backends import Op, choose
 from genimg.ops.checks import check_convolution, goes_to_torch
-from genimg.ops.contraction import convolution_work
 from genimg.ops.conv_transpose2d import CONV_TRANSPOSE2D, conv_transpose2d
 from genimg.ops.convolution import autocast
-from genimg.ops.fold import Fold, find_fold, folded_impls, is_worth_folding
+from genimg.ops.fold import Fold, find_fold, folded_impls, folded_work, is_worth_folding
 from genimg.ops.geometry import Pair, pair
 from genimg.reference.conv2d import IntOrPair
 from genimg.reference.upsample_conv2d import CASES, Factors
@@ -72,7 +71,7 @@ def upsample_conv2d(
     as torch's convolutions; the weight is folded before it is cast.
 
     Raises:
-        TypeError: as torch's, for arguments of other types.
+        TypeError, AttributeError: as torch's, for arguments of other types.
         ValueError: another mode.
         RuntimeError: shapes, devices or dtypes do not fit, as in :func:`genimg.ops.conv2d`.
         BackendError: the named backend cannot serve the call.
@@ -90,13 +89,14 @@ def upsample_conv2d(
     pad = 0 if isinstance(padding, str) else padding
     if isinstance(mode, str) and mode not in MODES:
         raise ValueError(f"upsample_conv2d: mode is {mode!r}; supported are {' and '.join(MODES)}")
-    if goes_to_torch((input, weight), (bias,), (pad, 1 if size is None else size)):
+    sizes = (pad, 1 if size is None else size)
+    if goes_to_torch((input, weight), (bias,), sizes) or not isinstance(mode, str):
         return reference.upsample_conv2d(input, weight, bias, **options)
     check_convolution("upsample_conv2d", input, weight, bias, 1, transposed=False)
     input, bias = autocast(input, bias)  # type: ignore[assignment]
     name = choose(UPSAMPLE_CONV2D, backend, input, weight, bias, *options.values())
     fold = _fold_of(input, weight, bias, *options.values())
-    if isinstance(fold, str) or not is_worth_folding(backend, input, weight, fold, name):
+    if isinstance(fold, str) or not is_worth_folding(fold, input, weight, name, backend):
         return reference.upsample_conv2d(input, weight, bias, **options)
     folded = fold.weight(weight, input)
     return conv_transpose2d(input, folded, bias, fold.stride, fold.padding, backend=name)
@@ -142,9 +142,7 @@ def _work(
 ) -> list[Work]:
     given = {"scale_factor": 2, "size": None, "mode": "nearest", "padding": "same", **options}
     fold = _fold_of(input, weight, bias, **given)
-    assert isinstance(fold, Fold), fold
-    _, folded, *_ = fold.call(input, weight, bias)
-    return convolution_work(mode, grad, input, folded, fold.geometry())
+    return folded_work(mode, grad, input, weight, fold)
 
 
 UPSAMPLE_CONV2D = Op(

@@ -27,7 +27,7 @@ def upsample_conv2d(
     mode: str = "nearest",
     padding: IntOrPair | str = "same",
 ) -> Tensor:
-    """``conv2d(u, weight, bias, padding=padding)`` with ``u[n, c, i, j] = x[n, c, i // s, j // s]``.
+    """``conv2d(u, weight, bias, padding=padding)``, ``u[n, c, i, j] = x[n, c, i // s, j // s]``.
 
     ``size`` is that of u, in place of the factors s.
     """

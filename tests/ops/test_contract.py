@@ -23,18 +23,22 @@ from genimg.testing import prepare, run
 TYPICAL = {
     "batch_norm_act": "primes",
     "conv2d": "k4s2p1_primes",
+    "conv2d_avg_pool": "k3_primes",
     "conv_stack": "generator",
     "conv_transpose2d": "k4s2p1_primes",
     "leaky_relu": "primes",
     "reparam_kl": "primes",
+    "upsample_conv2d": "k3_primes",
 }
 SMALL = {
     "batch_norm_act": "two_values",
     "conv2d": "one_pixel",
+    "conv2d_avg_pool": "one_window",
     "conv_stack": "one_block",
     "conv_transpose2d": "one_pixel",
     "leaky_relu": "slope_negative",
     "reparam_kl": "one_element",
+    "upsample_conv2d": "one_pixel",
 }
 
 

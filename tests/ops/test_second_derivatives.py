@@ -57,9 +57,11 @@ STACKS = [
 NAMED = {
     "batch_norm_act": ("primes", "channels_last", "relu", "plain", "eval", "large_mean"),
     "conv2d": ("one_pixel", "k4s2p1_primes", "few_channels", "k3s1p1", "no_bias_expanded"),
+    "conv2d_avg_pool": ("one_window", "k3_primes", "channels_last"),
     "conv_transpose2d": ("one_pixel", "k4s2p1_primes", "few_channels", "k3s2p1op1"),
     "leaky_relu": ("primes", "channels_last", "slope_negative"),
     "reparam_kl": ("primes", "one_element"),
+    "upsample_conv2d": ("one_pixel", "k3_primes", "channels_last"),
 }
 CASES = [
     pytest.param(op, case_of(op, name), id=f"{op}-{name}")

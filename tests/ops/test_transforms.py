@@ -19,10 +19,12 @@ KERNELS = [
 CASE = {
     "batch_norm_act": "primes",
     "conv2d": "k4s2p1_primes",
+    "conv2d_avg_pool": "one_window",
     "conv_stack": "one_block",
     "conv_transpose2d": "k4s2p1_primes",
     "leaky_relu": "slope_negative",
     "reparam_kl": "primes",
+    "upsample_conv2d": "one_pixel",
 }
 every_op = pytest.mark.parametrize("op", CASE)
 
