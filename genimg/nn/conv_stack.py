@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn.modules import module as torch_module
 
 from genimg import ops
-from genimg.nn.batch_norm import BatchNorm2d, apply_norm, norm_arguments
+from genimg.nn.batch_norm import BatchNorm2d, apply_norm
+from genimg.nn.blocks import Block, arguments_of, slope_of
 from genimg.nn.conv import Conv2d, ConvTranspose2d
 from genimg.nn.drop_in import as_scriptable, computes, has_torchs_methods, is_called_plainly
 from genimg.nn.leaky_relu import LeakyReLU
+from genimg.nn.resampling import POOLS, UPSAMPLES, find_folds, refuse_pool, refuse_upsample
 
 _DOWN = (torch.nn.Conv2d, Conv2d)
 _UP = (torch.nn.ConvTranspose2d, ConvTranspose2d)
@@ -27,24 +29,12 @@ _SUPPORTED: tuple[tuple[type[torch.nn.Module], ...], ...] = (
     (torch.nn.ReLU,),
     (torch.nn.Tanh,),
     (torch.nn.Sigmoid,),
+    *((kind,) for kind in (*UPSAMPLES, *POOLS)),
 )
 # The torch class of each, and its forward as it was when genimg was imported.
 _FORWARDS: dict[type, tuple[type[torch.nn.Module], Any]] = {
     kind: (kinds[0], kind.forward) for kinds in _SUPPORTED for kind in kinds
 }
-
-
-@dataclass
-class _Block:
-    """Modules that run as one block: if it has no convolution, a norm and its activation."""
-
-    convolution: torch.nn.Module | None
-    norm: torch.nn.BatchNorm2d | None = None
-    activation: torch.nn.Module | None = None
-
-    def modules(self) -> list[torch.nn.Module]:
-        members = (self.convolution, self.norm, self.activation)
-        return [module for module in members if module is not None]
 
 
 class FusedSequential(torch.nn.Sequential):
@@ -55,6 +45,12 @@ class FusedSequential(torch.nn.Sequential):
     activation one of :func:`genimg.ops.batch_norm_act`; any other child is called as it is. The
     children of nested Sequentials count as its own. Children, ``state_dict`` keys and indexing are
     a Sequential's.
+
+    A nearest Upsample by a whole factor before a Conv2d of stride 1, and an AvgPool2d of whole
+    windows behind one, are folded into the convolution's weight
+    (:func:`genimg.ops.upsample_conv2d`, :func:`genimg.ops.conv2d_avg_pool`), in every forward anew,
+    unless the images are so small that this costs more. The result differs by rounding.
+    ``genimg.convert(model, fold=False)`` leaves them alone.
 
     Activations: LeakyReLU, ReLU, Tanh, Sigmoid. Every call inspects the children, so that hooks,
     modes and replaced children take effect: a child with hooks, of a subclass, or with a method of
@@ -68,16 +64,7 @@ class FusedSequential(torch.nn.Sequential):
         """Run all children on ``[N, C, H, W]``, or whatever the first child takes."""
         if not computes(self, torch.nn.Sequential, input):
             return super().forward(input)
-        x = input
-        for step in plan(self):
-            if isinstance(step, torch.nn.Module):
-                x = step(x)
-            elif step[0].convolution is None:
-                assert step[0].norm is not None
-                x = apply_norm(step[0].norm, x, _slope(step[0].activation))
-            else:
-                x = ops.conv_stack(x, [_arguments(block) for block in step], training=self.training)
-        return x
+        return _run(plan(self), input, self.training)
 
 
 class BatchNormAct2d(FusedSequential):
@@ -139,29 +126,98 @@ class BatchNormAct2d(FusedSequential):
         return super().__getitem__(index)
 
 
-def plan(stack: torch.nn.Sequential) -> list[torch.nn.Module | list[_Block]]:
-    """List the steps of a stack's forward: modules to call, and runs of blocks to fuse."""
-    steps: list[torch.nn.Module | list[_Block]] = []
-    run: list[_Block] = []
-    for module in _leaves(stack):
+_UNFOLDED = "_genimg_unfolded"  # in a stack's __dict__, where no child's name can be
+
+
+def set_folding(stack: FusedSequential, enabled: bool) -> None:
+    """Let a stack fold upsampling and pooling into its convolutions, or not."""
+    stack.__dict__.pop(_UNFOLDED, None)
+    if not enabled:
+        stack.__dict__[_UNFOLDED] = True
+
+
+def folds(stack: torch.nn.Module) -> bool:
+    """Whether a stack folds upsampling and pooling into its convolutions."""
+    return _UNFOLDED not in stack.__dict__
+
+
+_Step = torch.nn.Module | list[Block]
+
+
+def _run(steps: list[_Step], x: Tensor, training: bool) -> Tensor:
+    for step in steps:
+        if isinstance(step, torch.nn.Module):
+            x = step(x)
+        elif step[0].convolution is None:
+            assert step[0].norm is not None
+            x = apply_norm(step[0].norm, x, slope_of(step[0].activation))
+        else:
+            x = _run_blocks(step, x, training)
+    return x
+
+
+def _run_blocks(blocks: list[Block], x: Tensor, training: bool) -> Tensor:
+    layers = [(block.upsample, block.convolution, block.pool) for block in blocks]
+    found = find_folds(x, layers)  # type: ignore[arg-type]
+    if found is None:
+        members = [module for block in blocks for module in block.modules()]
+        return _run(_plan(members, fold=False), x, training)
+    if len(blocks) == 1 and blocks[0].op() != "conv_stack":
+        conv, (fold,) = blocks[0].convolution, found
+        assert isinstance(conv, torch.nn.Conv2d)
+        assert fold is not None
+        if fold.transposed:
+            return ops.upsample_conv2d(
+                x, conv.weight, conv.bias, scale_factor=fold.stride, padding=conv.padding
+            )
+        return ops.conv2d_avg_pool(
+            x, conv.weight, conv.bias, kernel_size=fold.stride, padding=conv.padding
+        )
+    arguments = [arguments_of(block, fold, x) for block, fold in zip(blocks, found, strict=True)]
+    return ops.conv_stack(x, arguments, training=training)
+
+
+def plan(stack: torch.nn.Sequential, fold: bool | None = None) -> list[_Step]:
+    """List the steps of a stack's forward: modules to call, and runs of blocks to fuse.
+
+    ``fold``: whether upsampling and pooling may be folded into convolutions; None asks the stack.
+    """
+    return _plan(list(_leaves(stack)), folds(stack) if fold is None else fold)
+
+
+def _plan(modules: list[torch.nn.Module], fold: bool) -> list[_Step]:
+    steps: list[_Step] = []
+    run: list[Block] = []
+    upsample: torch.nn.Module | None = None  # of the next module, a convolution
+    for module, following in zip(modules, [*modules[1:], None], strict=True):
         kind = type(module)
         last = run[-1] if run else None
-        if not can_fuse(module):
+        if fold and _folds_into(module, following):
+            upsample = module
+        elif fold and last is not None and _takes_pool(last, module):
+            last.pool = module
+        elif not can_fuse(module) or kind in UPSAMPLES or kind in POOLS:
             steps.append(module)
             run = []
         elif kind in _DOWN or kind in _UP:
-            block = _Block(module)
-            if last is not None and _goes_on(last) and _is_dense(module):
+            block = Block(module, upsample=upsample)
+            if (
+                last is not None
+                and _goes_on(last)
+                and _is_dense(module)
+                and not _has_size(upsample)
+            ):
                 run.append(block)
             else:
                 run = [block]
                 steps.append(run)
+            upsample = None
         elif kind in _NORM:
             assert isinstance(module, torch.nn.BatchNorm2d)
             if last is not None and last.norm is None and last.activation is None:
                 last.norm = module
             else:
-                run = [_Block(None, module)]
+                run = [Block(None, module)]
                 steps.append(run)
         elif last is not None and last.activation is None and _fits(last, module):
             last.activation = module
@@ -172,7 +228,51 @@ def plan(stack: torch.nn.Sequential) -> list[torch.nn.Module | list[_Block]]:
     return [_alone(step) if isinstance(step, list) else step for step in steps]
 
 
-def _goes_on(block: _Block) -> bool:
+def _folds_into(upsample: torch.nn.Module, conv: torch.nn.Module | None) -> bool:
+    """Whether ``upsample`` is an upsampling that folds into the convolution behind it."""
+    return (
+        type(upsample) in UPSAMPLES and type(conv) in _DOWN and why_unfolded(upsample, conv) is None  # type: ignore[arg-type]
+    )
+
+
+def _takes_pool(block: Block, pool: torch.nn.Module) -> bool:
+    """Whether ``pool`` is a pooling that folds into the block's convolution."""
+    conv = block.convolution
+    return (
+        type(pool) in POOLS
+        and type(conv) in _DOWN
+        and len(block.modules()) == 1
+        and why_unfolded(conv, pool) is None  # type: ignore[arg-type]
+    )
+
+
+def why_unfolded(first: torch.nn.Module, second: torch.nn.Module) -> str | None:
+    """Why an Upsample and a Conv2d, or a Conv2d and an AvgPool2d, run one after the other."""
+    for module in (first, second):
+        if not can_fuse(module):
+            what = type(module).__name__
+            return f"the {what} has hooks, methods or options with which no layer is fused"
+    if isinstance(first, torch.nn.Upsample):
+        return refuse_upsample(first, second)
+    return refuse_pool(first, second)
+
+
+def neighbours(
+    stack: torch.nn.Sequential,
+) -> Iterator[tuple[torch.nn.Module, torch.nn.Module]]:
+    """Neighbouring layers of a stack that a fold is about, whether there is one or not."""
+    for first, second in pairwise(_leaves(stack)):
+        pairs = ((torch.nn.Upsample, torch.nn.Conv2d), (torch.nn.Conv2d, torch.nn.AvgPool2d))
+        if any(isinstance(first, a) and isinstance(second, b) for a, b in pairs):
+            yield first, second
+
+
+def _has_size(upsample: torch.nn.Module | None) -> bool:
+    """Whether its factor depends on its input, which must then begin a run."""
+    return isinstance(upsample, torch.nn.Upsample) and upsample.size is not None
+
+
+def _goes_on(block: Block) -> bool:
     """Whether another block may follow in its run: only LeakyReLUs and ReLUs are fused inside."""
     inner = type(block.activation) in (type(None), *_LEAKY, torch.nn.ReLU)
     return inner and block.convolution is not None and _is_dense(block.convolution)
@@ -184,12 +284,12 @@ def _is_dense(convolution: torch.nn.Module) -> bool:
     return convolution.groups == 1 and convolution.dilation == (1, 1)
 
 
-def _fits(block: _Block, activation: torch.nn.Module) -> bool:
+def _fits(block: Block, activation: torch.nn.Module) -> bool:
     """Whether the block may end in it: batch_norm_act supports only LeakyReLU and ReLU."""
     return block.convolution is not None or type(activation) in (*_LEAKY, torch.nn.ReLU)
 
 
-def _alone(run: list[_Block]) -> torch.nn.Module | list[_Block]:
+def _alone(run: list[Block]) -> torch.nn.Module | list[Block]:
     modules = run[0].modules()
     return modules[0] if len(run) == 1 and len(modules) == 1 else run
 
@@ -226,37 +326,3 @@ def can_fuse(module: torch.nn.Module) -> bool:
     ):
         return False
     return kind.forward is forward and has_torchs_methods(module, base) and _is_plain(module)
-
-
-def _slope(activation: torch.nn.Module | None) -> float:
-    if activation is None:
-        return 1.0
-    return 0.0 if isinstance(activation, torch.nn.ReLU) else float(activation.negative_slope)  # type: ignore[arg-type]
-
-
-def _arguments(block: _Block) -> ops.ConvBlock:
-    conv = block.convolution
-    assert isinstance(conv, (torch.nn.Conv2d, torch.nn.ConvTranspose2d))
-    up = isinstance(conv, torch.nn.ConvTranspose2d)
-    activation = ops.Activation.NONE
-    negative_slope = 1.0
-    if isinstance(block.activation, torch.nn.Tanh):
-        activation = ops.Activation.TANH
-    elif isinstance(block.activation, torch.nn.Sigmoid):
-        activation = ops.Activation.SIGMOID
-    elif block.activation is not None:
-        activation = ops.Activation.LEAKY_RELU
-        negative_slope = _slope(block.activation)
-    return ops.ConvBlock(
-        ops.Direction.UP if up else ops.Direction.DOWN,
-        conv.weight,
-        conv.bias,
-        conv.stride,
-        conv.padding,  # type: ignore[arg-type]
-        conv.output_padding if up else 0,
-        conv.dilation,
-        conv.groups,
-        None if block.norm is None else norm_arguments(block.norm),
-        activation,
-        negative_slope,
-    )

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.utils import parametrize
 
 from genimg.nn.batch_norm import BatchNorm2d
 from genimg.nn.conv import Conv2d, ConvTranspose2d
-from genimg.nn.conv_stack import BatchNormAct2d, FusedSequential, plan
+from genimg.nn.conv_stack import (
+    BatchNormAct2d,
+    FusedSequential,
+    neighbours,
+    plan,
+    set_folding,
+    why_unfolded,
+)
 from genimg.nn.drop_in import replaced_method
 from genimg.nn.leaky_relu import LeakyReLU
 from genimg.nn.reparam_kl import ReparamKL
@@ -67,19 +74,33 @@ class Skip:
 
 @dataclass(frozen=True)
 class Report:
-    """The changes that :func:`convert` or :func:`restore` made; prints as text."""
+    """The changes that :func:`convert` or :func:`restore` made; prints as text.
+
+    Attributes:
+        changed: modules that changed their class.
+        fused: layers that run as one op.
+        skipped: modules that were left alone, and why.
+        folded: those of ``fused`` whose upsampling or pooling is part of a convolution's weight.
+        unfolded: neighbours that stay two layers, named by the first, and why.
+    """
 
     changed: tuple[Change, ...]
     fused: tuple[Fusion, ...]
     skipped: tuple[Skip, ...]
+    folded: tuple[Fusion, ...] = ()
+    unfolded: tuple[Skip, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.changed)} modules changed, {len(self.skipped)} left alone"]
         lines += [f"  {c.name or '(model)'}: {c.before} -> {c.after}" for c in self.changed]
         lines += [f"  {f.name or '(model)'}: {f.layers} run as one {f.op}" for f in self.fused]
         lines += [
+            f"  {f.name or '(model)'}: {f.layers} folded into one {f.op}" for f in self.folded
+        ]
+        lines += [
             f"  {s.name or '(model)'}: {s.layer} left alone: {s.reason}" for s in self.skipped
         ]
+        lines += [f"  {s.name}: {s.layer} not folded: {s.reason}" for s in self.unfolded]
         return "\n".join(lines)
 
 
@@ -88,6 +109,7 @@ def convert(
     *,
     ops: Iterable[str] | str | None = None,
     fuse: bool = True,
+    fold: bool = True,
     strict: bool = False,
 ) -> Report:
     """Turn a model's layers into genimg's, in place; :func:`restore` undoes it.
@@ -97,6 +119,15 @@ def convert(
     ``genimg.nn.Conv2d`` and so on, and an ``nn.Sequential`` with a run of convolution, batch norm,
     activation to :class:`genimg.nn.FusedSequential`, which fuses it. ``state_dict`` keys do not
     change, optimisers go on.
+
+    In such a Sequential, nearest upsampling by a whole factor before a convolution of stride 1, and
+    average pooling of whole windows behind one, are folded into the convolution's weight: one
+    strided convolution computes both, with about half the products
+    (:func:`genimg.ops.upsample_conv2d`, :func:`genimg.ops.conv2d_avg_pool`). Parameters stay those
+    of the layer, whose weight each forward folds; its gradient is the layer's. A fold sums taps
+    before it multiplies, so that results differ from PyTorch's by rounding, within the tolerance
+    of every kernel of genimg; FLOP counters count what is left. Where images are so small that
+    folding costs more, the layers run one after the other.
 
     Left alone, with the reason in the report: subclasses of torch's layers (lazy, parametrized and
     user-defined ones among them), layers of other dimensions, modules with a method of their own
@@ -113,10 +144,11 @@ def convert(
         ops: the ops to use, or one, of ``conv2d``, ``conv_transpose2d``, ``batch_norm_act``,
             ``leaky_relu`` and ``conv_stack`` (the fusion in a Sequential); None is all.
         fuse: False leaves every Sequential as it is.
+        fold: False leaves upsampling and pooling to their layers.
         strict: raise instead of leaving a layer alone.
 
     Returns:
-        What changed, what will run fused, and what was left alone, and why.
+        What changed, what will run fused and folded, and what was left alone, and why.
 
     Raises:
         TypeError: ``model`` is no module.
@@ -140,7 +172,9 @@ def convert(
             skipped.append(Skip(name, kind.__name__, reason))
         elif kind in _LAYERS:
             changes.append((name, module, _LAYERS[kind][1]))
-        elif fuse and "conv_stack" in wanted and kind is torch.nn.Sequential and _runs(module):
+        elif (
+            fuse and "conv_stack" in wanted and kind is torch.nn.Sequential and _runs(module, fold)
+        ):
             own = replaced_method(module, kind)
             if own is not None:
                 skipped.append(Skip(name, kind.__name__, _why_replaced(own)))
@@ -150,7 +184,14 @@ def convert(
         reasons = "; ".join(f"{s.name or '(model)'} ({s.layer}): {s.reason}" for s in skipped)
         raise ConversionError(f"convert: {len(skipped)} layers cannot be converted: {reasons}")
     changed = _apply(changes)
-    return Report(changed, _fusions(model), tuple(skipped))
+    for module in model.modules():
+        if type(module) is FusedSequential:
+            set_folding(module, fold)
+    report = Report(changed, _fusions(model), tuple(skipped))
+    if not (fold and fuse and "conv_stack" in wanted):
+        return report
+    folded, unfolded = _foldings(model)
+    return replace(report, folded=folded, unfolded=unfolded)
 
 
 def restore(model: torch.nn.Module) -> Report:
@@ -173,6 +214,7 @@ def restore(model: torch.nn.Module) -> Report:
         kind = type(module)
         if kind in _PLAIN:
             changes.append((name, module, _PLAIN[kind]))
+            set_folding(module, True)
         elif isinstance(module, ReparamKL):
             skipped.append(Skip(name, kind.__name__, "torch has no such layer"))
         elif any(isinstance(module, layer) for layer in _PLAIN):
@@ -195,29 +237,64 @@ def _title(kind: type[torch.nn.Module]) -> str:
     return f"{'genimg' if kind.__module__.startswith('genimg') else 'torch'}.nn.{kind.__name__}"
 
 
-def _runs(module: torch.nn.Module) -> bool:
+def _runs(module: torch.nn.Module, fold: bool) -> bool:
     assert isinstance(module, torch.nn.Sequential)
-    return any(isinstance(step, list) for step in plan(module))
+    return any(isinstance(step, list) for step in plan(module, fold))
+
+
+def _outermost(
+    model: torch.nn.Module, *kinds: type[torch.nn.Module]
+) -> Iterator[tuple[str, torch.nn.Sequential]]:
+    """The stacks of a model that no other one looks into."""
+    inner: set[int] = set()
+    for name, module in model.named_modules():
+        if type(module) in kinds and id(module) not in inner:
+            assert isinstance(module, torch.nn.Sequential)
+            inner |= {id(child) for child in module.modules() if type(child) in kinds}
+            yield name, module
 
 
 def _fusions(model: torch.nn.Module) -> tuple[Fusion, ...]:
-    found = []
     names = {id(module): name for name, module in model.named_modules()}
-    inner: set[int] = set()  # stacks that an outer one looks into
-    for name, module in model.named_modules():
-        if type(module) is not FusedSequential or id(module) in inner:
-            continue
-        inner |= {id(child) for child in module.modules() if type(child) is FusedSequential}
-        for step in plan(module):
+    found = []
+    for name, stack in _outermost(model, FusedSequential):
+        for step in plan(stack):
             if isinstance(step, list):
                 members = [member for block in step for member in block.modules()]
-                layers = " + ".join(
-                    f"{names[id(member)].removeprefix(name).lstrip('.')} {type(member).__name__}"
-                    for member in members
-                )
-                op = "batch_norm_act" if step[0].convolution is None else "conv_stack"
-                found.append(Fusion(name, layers, op))
+                op = step[0].op() if len(step) == 1 else "conv_stack"
+                found.append(Fusion(name, _layers(members, names, name), op))
     return tuple(found)
+
+
+def _foldings(model: torch.nn.Module) -> tuple[tuple[Fusion, ...], tuple[Skip, ...]]:
+    """The neighbours in a model's stacks that fold, and those that do not."""
+    names = {id(module): name for name, module in model.named_modules()}
+    folded, unfolded = [], []
+    for name, stack in _outermost(model, torch.nn.Sequential, FusedSequential):
+        taken = set()
+        for step in plan(stack) if type(stack) is FusedSequential else ():
+            for block in step if isinstance(step, list) else ():
+                if members := block.folded():
+                    taken |= set(map(id, members))
+                    op = "conv2d" if block.upsample is None else "conv_transpose2d"
+                    folded.append(Fusion(name, _layers(members, names, name), op))
+        for first, second in neighbours(stack):
+            if id(first) in taken and id(second) in taken:
+                continue
+            reason = why_unfolded(first, second)
+            if reason is None and id(first) in taken:
+                reason = "an upsampling is folded into the convolution"
+            if reason is not None:
+                layers = f"{type(first).__name__} + {type(second).__name__}"
+                unfolded.append(Skip(names[id(first)], layers, reason))
+    return tuple(folded), tuple(unfolded)
+
+
+def _layers(members: Iterable[torch.nn.Module], names: dict[int, str], stack: str) -> str:
+    return " + ".join(
+        f"{names[id(member)].removeprefix(stack).lstrip('.')} {type(member).__name__}"
+        for member in members
+    )
 
 
 def _why_not(module: torch.nn.Module) -> str | None:

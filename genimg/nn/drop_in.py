@@ -23,6 +23,9 @@ _KINDS: dict[type[torch.nn.Module], str | None] = {
     torch.nn.ReLU: "relu",
     torch.nn.Tanh: None,
     torch.nn.Sigmoid: None,
+    torch.nn.Upsample: "interpolate",
+    torch.nn.UpsamplingNearest2d: "interpolate",
+    torch.nn.AvgPool2d: "avg_pool2d",
     torch.nn.Sequential: None,
 }
 
