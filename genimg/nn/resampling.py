@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genimg.backends import asked, is_below
+from genimg.backends import asked
 from genimg.ops.fold import (
-    WORTH_FOLDING,
     Fold,
     find_fold,
+    is_enough,
     refuse_fold,
     unfolded_multiplications,
 )
@@ -98,7 +98,7 @@ def find_folds(
         shape = (shape[0], conv.out_channels, *size)
     named = asked(None) not in (None, "auto")
     count = sum(fold is not None for fold in folds)
-    return None if not named and is_below(unfolded, count * WORTH_FOLDING) else folds
+    return folds if named or is_enough(unfolded, count) else None
 
 
 def _fold_of(

@@ -210,7 +210,12 @@ def is_worth_folding(fold: Fold, x: Tensor, weight: Tensor, name: str, backend: 
     """
     if name != REFERENCE or asked(backend) not in (None, "auto"):
         return True
-    return not is_below(unfolded_multiplications(x.shape, weight, fold), WORTH_FOLDING)
+    return is_enough(unfolded_multiplications(x.shape, weight, fold))
+
+
+def is_enough(unfolded: int, folds: int = 1) -> bool:
+    """Whether so many multiplications pay for folding the weights of so many convolutions."""
+    return not is_below(unfolded, folds * WORTH_FOLDING)
 
 
 def unfolded_multiplications(shape: Sequence[int], weight: Tensor, fold: Fold) -> int:
