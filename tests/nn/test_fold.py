@@ -223,7 +223,7 @@ def test_hooks_run(position, folds_everything):
     plain = nn.Sequential(*layers)
     model = copy.deepcopy(plain)
     genimg.convert(model)
-    x = torch.randn(2, 4, 8, 8)
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
     seen = []
     for each in (plain, model):
         each[position].register_forward_hook(lambda module, args, y: seen.append((args[0], y)))
