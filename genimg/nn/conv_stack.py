@@ -66,6 +66,13 @@ class FusedSequential(torch.nn.Sequential):
             return super().forward(input)
         return _run(plan(self), input, self.training)
 
+    def __getitem__(self, index: Any) -> Any:
+        """A child; a slice is a stack like this one."""
+        part = super().__getitem__(index)
+        if isinstance(index, slice):
+            set_folding(part, folds(self))
+        return part
+
 
 class BatchNormAct2d(FusedSequential):
     """Batch norm and LeakyReLU as one layer, run by one call of :func:`genimg.ops.batch_norm_act`.
@@ -129,7 +136,7 @@ class BatchNormAct2d(FusedSequential):
 _UNFOLDED = "_genimg_unfolded"  # in a stack's __dict__, where no child's name can be
 
 
-def set_folding(stack: FusedSequential, enabled: bool) -> None:
+def set_folding(stack: torch.nn.Module, enabled: bool) -> None:
     """Let a stack fold upsampling and pooling into its convolutions, or not."""
     stack.__dict__.pop(_UNFOLDED, None)
     if not enabled:
@@ -201,12 +208,7 @@ def _plan(modules: list[torch.nn.Module], fold: bool) -> list[_Step]:
             run = []
         elif kind in _DOWN or kind in _UP:
             block = Block(module, upsample=upsample)
-            if (
-                last is not None
-                and _goes_on(last)
-                and _is_dense(module)
-                and not _has_size(upsample)
-            ):
+            if last is not None and _goes_on(last) and _is_dense(module):
                 run.append(block)
             else:
                 run = [block]
@@ -265,11 +267,6 @@ def neighbours(
         pairs = ((torch.nn.Upsample, torch.nn.Conv2d), (torch.nn.Conv2d, torch.nn.AvgPool2d))
         if any(isinstance(first, a) and isinstance(second, b) for a, b in pairs):
             yield first, second
-
-
-def _has_size(upsample: torch.nn.Module | None) -> bool:
-    """Whether its factor depends on its input, which must then begin a run."""
-    return isinstance(upsample, torch.nn.Upsample) and upsample.size is not None
 
 
 def _goes_on(block: Block) -> bool:
