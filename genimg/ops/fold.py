@@ -25,7 +25,10 @@ from genimg.reference.conv2d import IntOrPair
 from genimg.work import Work
 
 MAX_FACTOR = 8
-"""PyTorch finds the pixel to repeat by a product with 1 / s, which is exact up to here."""
+"""PyTorch finds the pixel to repeat by a rounded product with 1 / s, which is exact up to here.
+
+It is not for 41 and above, in float32.
+"""
 
 WORTH_FOLDING = 30_000_000
 """Multiplications of the unfolded convolution, below which folding the weight costs more."""

@@ -81,6 +81,7 @@ def test_restored(family, folds_everything):
     plain, model, _, x = twins(family, fold=False)
     genimg.restore(model)
     assert repr(model) == repr(plain)
+    assert [vars(a).keys() for a in model.modules()] == [vars(b).keys() for b in plain.modules()]
     assert torch.equal(model(x.float()), plain(x.float()))
     genimg.convert(model)  # the switch did not outlive the conversion
     assert any("Upsample" in str(step) or "AvgPool" in str(step) for step in fused_steps(model))
@@ -128,7 +129,7 @@ LAYERS = {
     "exact": (nn.Upsample(scale_factor=3, mode="nearest-exact"), nn.Conv2d(4, 6, 3, padding=1)),
     "nearest_2d": (nn.UpsamplingNearest2d(scale_factor=2), nn.Conv2d(4, 6, 5, padding=2)),
     "to_a_size": (
-        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 2, stride=2),
         nn.ReLU(),
         nn.Upsample(size=(16, 24)),
         nn.Conv2d(4, 6, 3, padding=1),

@@ -7,10 +7,12 @@ from op_checks import FLOATS, assert_case, small_cases
 from torch.utils.flop_counter import FlopCounterMode
 
 import genimg
+from genimg import _native
 from genimg.ops import fold
 from genimg.ops.fold import MAX_FACTOR, fold_upsample
 
 upsample_conv2d = genimg.ops.upsample_conv2d
+native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
 
 
 def by_torch(x, weight, bias=None, scale=2, padding=1):
@@ -46,7 +48,7 @@ def test_a_half_weight_is_rounded_once():
 @pytest.mark.parametrize("factor", range(1, MAX_FACTOR + 1))
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
 def test_torch_repeats_pixels_exactly(mode, factor):
-    """The fold's premise; at 25 and 41 PyTorch's float32 index is one too low here and there."""
+    """The fold's premise; by 41 PyTorch's float32 index is one too low here and there."""
     x = torch.arange(2000.0).view(1, 1, 1, 2000)
     repeated = x.repeat_interleave(factor, 3)
     for options in ({"scale_factor": (1, factor)}, {"size": (1, 2000 * factor)}):
@@ -88,9 +90,11 @@ def test_unbatched():
         torch.testing.assert_close(y, by_torch(x[None], weight)[0])
 
 
-@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("backend", [None, "reference", pytest.param("cpu", marks=native)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_autocast_as_torch(dtype, backend):
+    if backend == "cpu" and dtype == torch.float64:
+        pytest.skip("no kernel supports float64, which autocast leaves as it is")
     x, weight = torch.randn(2, 3, 4, 4).to(dtype), torch.randn(5, 3, 3, 3).to(dtype)
     with torch.autocast("cpu", torch.bfloat16):
         y, expected = upsample_conv2d(x, weight, backend=backend), by_torch(x, weight)
