@@ -66,7 +66,7 @@ def conv2d_avg_pool(
     Raises:
         TypeError: as torch's, for arguments of other types.
         RuntimeError: shapes, devices or dtypes do not fit, as in :func:`genimg.ops.conv2d`.
-        BackendError: the named backend cannot serve the call.
+        BackendError: the named backend does not support the call.
 
     Source: Dumoulin, Visin, "A guide to convolution arithmetic for deep learning", 2016, sections 2
     and 3: pooling by averages is a convolution with equal weights, and convolutions compose.

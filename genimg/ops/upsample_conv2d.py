@@ -74,7 +74,7 @@ def upsample_conv2d(
         TypeError, AttributeError: as torch's, for arguments of other types.
         ValueError: another mode.
         RuntimeError: shapes, devices or dtypes do not fit, as in :func:`genimg.ops.conv2d`.
-        BackendError: the named backend cannot serve the call.
+        BackendError: the named backend does not support the call.
 
     Source: the phases of a transposed convolution: Dumoulin, Visin, "A guide to convolution
     arithmetic for deep learning", 2016, section 4; resize-convolution: Odena, Dumoulin, Olah,
