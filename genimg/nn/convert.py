@@ -127,7 +127,8 @@ def convert(
     of the layer, whose weight each forward folds; its gradient is the layer's. A fold sums taps
     before it multiplies, so that results differ from PyTorch's by rounding, within the tolerance
     of every kernel of genimg; FLOP counters count what is left. Where images are so small that
-    folding costs more, the layers run one after the other.
+    folding costs more, the layers run one after the other. A folded Upsample keeps its input for
+    the backward, which PyTorch's does not: editing that tensor in place in between is an error.
 
     Left alone, with the reason in the report: subclasses of torch's layers (lazy, parametrized and
     user-defined ones among them), layers of other dimensions, modules with a method of their own

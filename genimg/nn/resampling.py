@@ -11,9 +11,9 @@ from genimg.backends import asked
 from genimg.ops.fold import (
     Fold,
     find_fold,
-    is_enough,
+    folding_gain,
+    is_gain,
     refuse_fold,
-    unfolded_multiplications,
 )
 from genimg.ops.geometry import Geometry, Pair, pair
 from genimg.ops.upsample_conv2d import MODES, whole_factors
@@ -82,7 +82,7 @@ def find_folds(
         return None
     folds: list[Fold | None] = []
     shape: Sequence[int] = x.shape
-    unfolded = 0
+    gain = 0
     for upsample, conv, pool in layers:
         assert isinstance(conv, (torch.nn.Conv2d, torch.nn.ConvTranspose2d))
         fold = None
@@ -90,15 +90,14 @@ def find_folds(
             fold = _fold_of(shape, upsample, conv, pool)
             if fold is None:
                 return None
-            unfolded += unfolded_multiplications(shape, conv.weight, fold)
+            gain += folding_gain(fold, x.device, shape, conv.weight)
         size = (
             _geometry(conv).out_size(shape, conv.weight) if fold is None else fold.out_size(shape)
         )
         folds.append(fold)
         shape = (shape[0], conv.out_channels, *size)
     named = asked(None) not in (None, "auto")
-    count = sum(fold is not None for fold in folds)
-    return folds if named or is_enough(unfolded, count) else None
+    return folds if named or is_gain(gain) else None
 
 
 def _fold_of(

@@ -60,7 +60,7 @@ def conv2d_avg_pool(
     Returns:
         ``[N, Co, (H + 2p - KH + 1) // s, ...]`` in ``input``'s memory format.
 
-    Kept for backward: ``input``, ``weight`` and the folded weight. Autocast: the lower precision,
+    Kept for backward: ``input`` and the folded weight. Autocast: the lower precision,
     as torch's convolutions; the weight is folded before it is cast.
 
     Raises:

@@ -67,7 +67,8 @@ def upsample_conv2d(
     Returns:
         ``[N, Co, s H + 2p - KH + 1, ...]`` in ``input``'s memory format.
 
-    Kept for backward: ``input``, ``weight`` and the folded weight. Autocast: the lower precision,
+    Kept for backward: ``input`` and the folded weight, so that ``input`` must not be edited before
+    it, as PyTorch's upsampling would allow. Autocast: the lower precision,
     as torch's convolutions; the weight is folded before it is cast.
 
     Raises:

@@ -26,7 +26,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 @pytest.fixture
 def folds_everything(monkeypatch):
     """Lifts the size from which a fold pays."""
-    monkeypatch.setattr(fold, "WORTH_FOLDING", 0)
+    monkeypatch.setattr(fold, "folding_cost", lambda *_: 0)
 
 
 def twins(family, **options):
@@ -328,18 +328,36 @@ def test_small_images_are_not_folded():
         assert ("aten::upsample_nearest2d" in kernels) == upsamples
 
 
-@every_family
-def test_compile_and_export(family, folds_everything):
+def test_compile(folds_everything):
     torch._dynamo.reset()
+    plain, model, _, x = twins("pooling_discriminator")
+    y = torch.compile(model, fullgraph=True, backend="aot_eager")(x.float())
+    torch.testing.assert_close(y, plain(x.float()), rtol=1e-4, atol=1e-5)
+    y.sum().backward()
+
+
+@every_family
+def test_export_with_any_batch(family, folds_everything):
     plain, model, _, x = twins(family)
     x = x.float()
-    y = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
-    torch.testing.assert_close(y, plain(x), rtol=1e-4, atol=1e-5)
-    y.sum().backward()
     batch = {0: torch.export.Dim("n", min=2)}
     exported = torch.export.export(model.eval(), (x,), dynamic_shapes=(batch,)).module()
     more = torch.cat([x, x, x])
     torch.testing.assert_close(exported(more), plain.eval()(more), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_tracers_record_torchs_layers(fold, folds_everything):
+    plain, model, _, x = twins("nearest_generator", fold=fold)
+    plain.eval()
+    model.eval()
+    x = x.float()
+    expected = plain(x)
+    assert torch.equal(torch.jit.trace(model, x)(x), expected)
+    assert torch.equal(torch.jit.script(copy.deepcopy(model))(x), expected)
+    graph = torch.fx.symbolic_trace(model.blocks)
+    images = plain.project(x).view(4, -1, 4, 4)
+    torch.testing.assert_close(graph(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gradient_penalty(folds_everything):

@@ -42,7 +42,7 @@ def test_a_small_call_is_not_folded(monkeypatch):
     windows = 3 * 5 * 2 * 4 * 4
     assert products(conv2d_avg_pool, x, weight) == 36 * windows
     assert products(conv2d_avg_pool, x, weight, backend="reference") == 16 * windows
-    monkeypatch.setattr(fold, "WORTH_FOLDING", 36 * windows)
+    monkeypatch.setattr(fold, "folding_cost", lambda *_: 36 * windows)
     assert products(conv2d_avg_pool, x, weight) == 16 * windows
 
 
