@@ -26,12 +26,12 @@ IMAGES = 8
 
 def model_cases() -> list[Any]:
     """DCGAN's two networks: deep sums, and an activation behind every norm."""
-    from genimg.reference.conv_stack import (
+    from genimg.cases.conv_stack import (
         CASES,
         Activation,
         Direction,
-        _case,
-        _Layer,
+        Layer,
+        make_case,
     )
 
     generator = next(case for case in CASES if case.name == "dcgan_generator")
@@ -41,14 +41,14 @@ def model_cases() -> list[Any]:
         return {**tensors, "x": tensors["x"][:IMAGES]}
 
     down, last = Direction.DOWN, Activation.NONE
-    discriminator = _case(
+    discriminator = make_case(
         "dcgan_discriminator",
         "3 -> 64 -> 128 -> 256 -> 512 -> 1 at 64x64",
         (IMAGES, 3, 64, 64),
         (
-            _Layer(down, 64, norm=False),
-            *(_Layer(down, channels) for channels in (128, 256, 512)),
-            _Layer(down, 1, stride=1, padding=0, norm=False, activation=last),
+            Layer(down, 64, norm=False),
+            *(Layer(down, channels) for channels in (128, 256, 512)),
+            Layer(down, 1, stride=1, padding=0, norm=False, activation=last),
         ),
     )
     return [replace(generator, tensors=few_images, speed=False), discriminator]

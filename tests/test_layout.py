@@ -35,6 +35,7 @@ TEXT = {
 ROOMS = (
     *("__main__", "cli", "info", "bench", "check", "train", "models", "nn", "ops"),
     *(
+        "cases",
         "reference",
         "tuning",
         "explanation",
@@ -61,6 +62,7 @@ NOT_OPS = {
         *("conv_rules", "conv_stack_work", "convolution", "flops", "fold", "geometry"),
         "leaky_signs",
     },
+    "cases": {"__init__"},
     "reference": {"__init__"},
 }
 pytestmark = pytest.mark.skipif(
@@ -262,13 +264,14 @@ def test_every_op_is_complete(op):
     for path in (
         f"genimg/ops/{op}.py",
         f"genimg/reference/{op}.py",
+        f"genimg/cases/{op}.py",
         f"tests/ops/test_{op}.py",
         f"benchmarks/bench_{op}.py",
     ):
         assert (ROOT / path).exists(), path
     for tables in ("contract", "opcheck", "second_derivatives", "transforms"):
         assert f'"{op}"' in text(ROOT / f"tests/ops/test_{tables}.py"), tables
-    assert re.search(r"^CASES\b", text(ROOT / f"genimg/reference/{op}.py"), re.MULTILINE)
+    assert re.search(r"^CASES\b", text(ROOT / f"genimg/cases/{op}.py"), re.MULTILINE)
     assert 8 <= len(entry.cases) <= 40
     names = [case.name for case in entry.cases]
     assert len(set(names)) == len(names)

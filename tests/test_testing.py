@@ -14,7 +14,7 @@ from genimg.testing import Case, compare, integers, judge, normal, place, prepar
 from genimg.testing.kinks import Kink, RecordSides, TakeSides, assignments, kinks_of
 from genimg.testing.rounding import magnitudes, perturbed
 
-stacks = importlib.import_module("genimg.reference.conv_stack")  # not the function of that name
+stacks = importlib.import_module("genimg.cases.conv_stack")  # not the function of that name
 
 TRUTH = torch.tensor([1.0, -2.0, 3.0, 0.5], dtype=torch.float64)
 OWN = TRUTH.float()
@@ -204,8 +204,9 @@ def _through_zero(case):
 @pytest.mark.skipif(not _native.available(), reason=_native.why_not() or "")
 def test_a_kernel_is_not_judged_by_the_luck_of_a_kink():
     """Rounding decides the side of 24 pixels, in the kernel, in PyTorch and in float64 apart."""
-    layers = (stacks._Layer(stacks._UP, 24, negative_slope=0.0), stacks._TANH)
-    case, entry = _through_zero(stacks._case("kinks", "", (4, 16, 4, 4), layers)), OPS["conv_stack"]
+    layers = (stacks.Layer(stacks.UP, 24, negative_slope=0.0), stacks.TANH)
+    case = _through_zero(stacks.make_case("kinks", "", (4, 16, 4, 4), layers))
+    entry = OPS["conv_stack"]
     tensors = prepare(case, torch.float32, "cpu")
     sides = []
     for given in (tensors, {name: x.double() for name, x in tensors.items()}):

@@ -11,11 +11,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from genimg.backends import OPS
+from genimg.cases.conv_stack import CASES
 from genimg.ops import Activation, BatchNorm, ConvBlock, Direction
 from genimg.ops.contraction import contraction
 from genimg.ops.conv_stack_work import stack_contractions
 from genimg.ops.geometry import Geometry
-from genimg.reference.conv_stack import CASES
 from genimg.testing import prepare
 
 OPERATIONS, BANDWIDTH = 790e12, 4.3e12

@@ -22,11 +22,11 @@ from genimg.backends import (
     is_below,
     not_measured,
 )
+from genimg.cases.batch_norm_act import CASES
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.memory_format import fits_both_formats, in_format, suggested_format
 from genimg.ops.autograd import needs_reference, recompute_grads
 from genimg.ops.checks import goes_to_torch
-from genimg.reference.batch_norm_act import CASES
 from genimg.testing.kinks import Kink, affine_kink
 from genimg.work import FORWARD, Work, passes
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from genimg import _native, reference
 from genimg.backends import REFERENCE, Op, choose
+from genimg.cases.conv2d import CASES
 from genimg.ops.checks import check_convolution, goes_to_torch
 from genimg.ops.contraction import convolution_work
 from genimg.ops.convolution import (
@@ -19,7 +20,7 @@ from genimg.ops.convolution import (
     fake_grads,
 )
 from genimg.ops.geometry import Geometry, Pair, pair
-from genimg.reference.conv2d import CASES, IntOrPair
+from genimg.reference.conv2d import IntOrPair
 from genimg.testing import CONVOLUTION_ERROR_FACTOR
 from genimg.work import Work
 

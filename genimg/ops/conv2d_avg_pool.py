@@ -9,13 +9,13 @@ from torch import Tensor
 
 from genimg import reference
 from genimg.backends import Op, choose
+from genimg.cases.conv2d_avg_pool import CASES
 from genimg.ops.checks import check_convolution, goes_to_torch
 from genimg.ops.conv2d import CONV2D, conv2d
 from genimg.ops.convolution import autocast
 from genimg.ops.fold import Fold, find_fold, folded_impls, folded_work, is_worth_folding
 from genimg.ops.geometry import pair
 from genimg.reference.conv2d import IntOrPair
-from genimg.reference.conv2d_avg_pool import CASES
 from genimg.testing import CONVOLUTION_ERROR_FACTOR
 from genimg.work import Work
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genimg import _native, reference
 from genimg.backends import CPU_DTYPES, GPU_DTYPES, REFERENCE, Impl, Op, choose, not_measured
+from genimg.cases.conv_stack import CASES
 from genimg.conv_blocks import (
     NEEDS_OTHERS,
     NEEDS_WEIGHT,
@@ -46,7 +47,6 @@ from genimg.ops.convolution import autocast
 from genimg.ops.geometry import Geometry
 from genimg.ops.leaky_signs import pack_signs, through_signs
 from genimg.reference.conv_stack import (
-    CASES,
     Activation,
     BatchNorm,
     ConvBlock,

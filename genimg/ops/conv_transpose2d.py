@@ -9,6 +9,7 @@ from torch import Tensor
 
 from genimg import _native, reference
 from genimg.backends import REFERENCE, Op, choose
+from genimg.cases.conv_transpose2d import CASES
 from genimg.ops.checks import check_convolution, goes_to_torch
 from genimg.ops.contraction import convolution_work
 from genimg.ops.convolution import (
@@ -20,7 +21,6 @@ from genimg.ops.convolution import (
 )
 from genimg.ops.geometry import Geometry, Pair, pair
 from genimg.reference.conv2d import IntOrPair
-from genimg.reference.conv_transpose2d import CASES
 from genimg.testing import CONVOLUTION_ERROR_FACTOR
 from genimg.work import Work
 

@@ -17,10 +17,10 @@ from genimg.backends import (
     Op,
     choose,
 )
+from genimg.cases.leaky_relu import CASES
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.ops.autograd import needs_reference, recompute_grads
 from genimg.ops.checks import goes_to_torch
-from genimg.reference.leaky_relu import CASES
 from genimg.work import FORWARD, Work, passes
 
 

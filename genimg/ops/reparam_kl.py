@@ -19,11 +19,12 @@ from genimg.backends import (
     dtype_name,
     not_measured,
 )
+from genimg.cases.reparam_kl import CASES
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.memory_format import elementwise_format
 from genimg.ops.autograd import needs_reference, recompute_grads
 from genimg.ops.checks import check_together, goes_to_torch
-from genimg.reference.reparam_kl import CASES, draw_seed, reparam_kl_of_seed
+from genimg.reference.reparam_kl import draw_seed, reparam_kl_of_seed
 from genimg.work import FORWARD, Work, passes
 
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from genimg import reference
 from genimg.backends import Op, choose
+from genimg.cases.upsample_conv2d import CASES
 from genimg.ops.checks import check_convolution, goes_to_torch
 from genimg.ops.conv_transpose2d import CONV_TRANSPOSE2D, conv_transpose2d
 from genimg.ops.convolution import autocast
 from genimg.ops.fold import Fold, find_fold, folded_impls, folded_work, is_worth_folding
 from genimg.ops.geometry import Pair, pair
 from genimg.reference.conv2d import IntOrPair
-from genimg.reference.upsample_conv2d import CASES, Factors
+from genimg.reference.upsample_conv2d import Factors
 from genimg.testing import CONVOLUTION_ERROR_FACTOR
 from genimg.work import Work
 

@@ -1,7 +1,6 @@
 """What every op means, in plain PyTorch that can be differentiated any number of times.
 
-Below each definition stand its ``CASES``: the shapes on which tests, benchmarks and
-``genimg check`` try every backend.
+``genimg.cases`` has the calls on which tests, benchmarks and ``genimg check`` try every backend.
 """
 
 from genimg.reference.batch_norm_act import batch_norm_act

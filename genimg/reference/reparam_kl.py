@@ -1,4 +1,4 @@
-"""Reparameterisation and KL divergence: the definition, and the cases it is checked on.
+"""Reparameterisation and KL divergence: the definition.
 
 The noise is part of the definition, so that every backend draws the same: Philox 4x32-10 (Salmon
 et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), written here in 64-bit integer
@@ -8,18 +8,20 @@ tensor arithmetic.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from genimg.testing import Case, Tensors, normal
-
 LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0
 """logvar is clamped to this range, with zero gradient outside: ``exp`` of it stays finite."""
 
+
 _MASK = 0xFFFFFFFF
+
+
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+
+
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
@@ -100,50 +102,3 @@ def reparam_kl_of_seed(mu: Tensor, logvar: Tensor, seed: Tensor | None) -> tuple
         return mu.clone(), kl
     eps = philox_normal(mu.numel(), seed, dtype).view(mu.shape)
     return (wide_mu + torch.exp(0.5 * wide_logvar) * eps).to(mu.dtype), kl
-
-
-def _make(*shape: int, spread: float = 1.0) -> Callable[[torch.Generator], Tensors]:
-    return lambda g: {"mu": normal(g, *shape), "logvar": normal(g, *shape, std=spread)}
-
-
-def _call(op: Callable[..., tuple[Tensor, Tensor]], t: Tensors) -> tuple[Tensor, Tensor]:
-    return op(t["mu"], t["logvar"])
-
-
-def _extremes(generator: torch.Generator) -> Tensors:
-    logvar = torch.linspace(-60, 60, 77, dtype=torch.float64).expand(2, 77).contiguous()
-    return {"mu": normal(generator, 2, 77), "logvar": logvar}
-
-
-def _tiny_logvar(generator: torch.Generator) -> Tensors:
-    return {"mu": torch.zeros(5, 16).double(), "logvar": normal(generator, 5, 16, std=1.0) * 1e-4}
-
-
-def _float16_range(generator: torch.Generator) -> Tensors:
-    return {"mu": normal(generator, 3, 8) * 1e4, "logvar": normal(generator, 3, 8, mean=11.0)}
-
-
-_ALL = ("mu", "logvar")
-
-CASES = (
-    Case("one_element", "one sample of one latent", _make(1, 1), _call, _ALL),
-    Case("primes", "rows that are no multiple of four words", _make(7, 13), _call, _ALL),
-    Case("feature_map", "latents of four dimensions", _make(3, 2, 5, 3), _call, _ALL),
-    Case("sliced", "every second latent, NaN between", _make(6, 10), _call, _ALL, layout="sliced"),
-    Case("expanded", "stride 0 over the batch", _make(6, 10), _call, _ALL, layout="expanded"),
-    Case(
-        "extreme_logvar", "-60 to 60: clamped, finite, no gradient outside", _extremes, _call, _ALL
-    ),
-    Case("tiny_logvar", "1 + lv - exp(lv) would cancel", _tiny_logvar, _call, _ALL),
-    Case("float16_range", "mu^2 and exp(logvar) overflow float16", _float16_range, _call, _ALL),
-    Case(
-        "mean_only",
-        "sample=False: z is mu",
-        _make(5, 9),
-        lambda op, t: op(t["mu"], t["logvar"], sample=False),
-        _ALL,
-    ),
-    Case("empty_batch", "no sample", _make(0, 8), _call, _ALL),
-    Case("vae_step", "a batch of the VAE: 64x128", _make(64, 128), _call, _ALL, speed=True),
-    Case("large", "4096x128", _make(4096, 128), _call, _ALL, speed=True),
-)

@@ -11,7 +11,7 @@ from genimg.backends import OPS
 from genimg.ops import Activation, BatchNorm, ConvBlock, Direction, conv_stack
 from genimg.testing import prepare
 
-reference = import_module("genimg.reference.conv_stack")
+stacks = import_module("genimg.cases.conv_stack")
 LEAKY = Activation.LEAKY_RELU
 
 
@@ -76,7 +76,7 @@ def test_tf32(monkeypatch):
     assert_near(got, expected, 2e-2)
 
 
-Layer, UP, DOWN = reference._Layer, Direction.UP, Direction.DOWN
+Layer, UP, DOWN = stacks.Layer, Direction.UP, Direction.DOWN
 TANH = Layer(UP, 3, norm=False, activation=Activation.TANH)
 # Whether the last launch, forward and backward, is the kernel for few channels.
 FEW = {
@@ -97,7 +97,7 @@ FEW = {
 def test_few_channels_have_their_kernel(name, dtype, monkeypatch):
     """Behind a norm, and below one whose gradient goes through the batch's statistics or not."""
     shape, layers, expected = FEW[name]
-    case, entry = reference._case(name, "", shape, layers), OPS["conv_stack"]
+    case, entry = stacks.make_case(name, "", shape, layers), OPS["conv_stack"]
     with emulated("conv_stack", monkeypatch):
         errors = entry.compare(case, "cuda", dtype)
         assert not [error for error in errors if not error.ok]
@@ -112,7 +112,7 @@ def test_the_kernels_for_hopper_when_asked(monkeypatch):
     """A generator's inner layers; the last launches are dgrad forward and fprop backward."""
     monkeypatch.setenv("GENIMG_CUDA_SM90", "1")
     layers = (Layer(UP, 24), Layer(UP, 16, norm=False, activation=Activation.TANH))
-    case, entry = reference._case("hopper", "", (3, 16, 9, 8), layers), OPS["conv_stack"]
+    case, entry = stacks.make_case("hopper", "", (3, 16, 9, 8), layers), OPS["conv_stack"]
     with emulated("conv_stack", monkeypatch):
         errors = entry.compare(case, "cuda", torch.bfloat16)
         assert not [error for error in errors if not error.ok]

@@ -11,8 +11,8 @@ from op_checks import is_emulated, small_cases
 
 from genimg.backends import OPS, BackendError
 
-batch_norm_act = import_module("genimg.reference.batch_norm_act")
-reparam_kl = import_module("genimg.reference.reparam_kl")
+batch_norm_act = import_module("genimg.cases.batch_norm_act")
+reparam_kl = import_module("genimg.cases.reparam_kl")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # A composed op runs another op's kernel.
@@ -52,7 +52,7 @@ def test_case(op, case, dtype, monkeypatch):
 
 def _batch_norm(shape, memory_format=torch.contiguous_format, offset=0):
     def make(generator):
-        tensors = batch_norm_act._make(*shape)(generator)
+        tensors = batch_norm_act.make(*shape)(generator)
         x = torch.empty(tensors["x"].numel() + offset, dtype=torch.float64)[offset:]
         tensors["x"] = x.view(shape).copy_(tensors["x"]).contiguous(memory_format=memory_format)
         return tensors
@@ -78,8 +78,8 @@ LARGER = {
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize(("name", "dtype"), in_dtypes(LARGER))
 def test_batch_norm_act_in_larger_tensors(name, dtype, training, monkeypatch):
-    case = batch_norm_act._case(
-        name, "", LARGER[name], batch_norm_act._call(training, negative_slope=0.2)
+    case = batch_norm_act.make_case(
+        name, "", LARGER[name], batch_norm_act.call(training, negative_slope=0.2)
     )
     entry = OPS["batch_norm_act"]
     with emulated("batch_norm_act", monkeypatch, most_schedules=MOST_SCHEDULES.get(dtype)):
@@ -95,7 +95,7 @@ ON_CHIP = {
     "pixels_idle_column": _batch_norm((2, 520, 3, 3), NHWC),
     "pixels_scalars": _batch_norm((2, 521, 3, 3), NHWC),
     "rows": _batch_norm((24, 528)),
-    "large_mean": batch_norm_act._make(4, 40, 8, 8, mean=1e3, std=1e-2),
+    "large_mean": batch_norm_act.make(4, 40, 8, 8, mean=1e3, std=1e-2),
     "not_finite": lambda generator: _not_finite(_batch_norm((2, 40, 6, 6))(generator)),
 }
 
@@ -110,7 +110,8 @@ def _not_finite(tensors):
 @pytest.mark.parametrize(("name", "dtype"), in_dtypes(ON_CHIP))
 def test_batch_norm_act_single_pass(name, dtype, monkeypatch):
     """One launch a pass: without the partial results, and their tickets, of the other form."""
-    case = batch_norm_act._case(name, "", ON_CHIP[name], batch_norm_act._call(negative_slope=0.2))
+    call = batch_norm_act.call(negative_slope=0.2)
+    case = batch_norm_act.make_case(name, "", ON_CHIP[name], call)
     entry = OPS["batch_norm_act"]
     with emulated("batch_norm_act", monkeypatch, most_schedules=MOST_SCHEDULES.get(dtype)):
         errors = entry.compare(case, "cuda", dtype)
@@ -133,7 +134,7 @@ def test_batch_norm_act_single_pass_limits(monkeypatch):
 )
 def test_reparam_kl_in_larger_tensors(shape, dtype, monkeypatch):
     """Rows of a warp and of a block, that begin anywhere in a counter's four values."""
-    case = replace(OPS["reparam_kl"].cases[1], tensors=reparam_kl._make(*shape))
+    case = replace(OPS["reparam_kl"].cases[1], tensors=reparam_kl.make(*shape))
     entry = OPS["reparam_kl"]
     with emulated("reparam_kl", monkeypatch, most_schedules=MOST_SCHEDULES.get(dtype)):
         errors = entry.compare(case, "cuda", dtype)

@@ -14,8 +14,8 @@ from genimg.backends import OPS, BackendError
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.testing import normal, seeded
 
-stacks = import_module("genimg.reference.conv_stack")  # not the function of that name
-Activation, Layer, UP, DOWN = stacks.Activation, stacks._Layer, stacks._UP, stacks._DOWN
+stacks = import_module("genimg.cases.conv_stack")  # not the function of that name
+Activation, Layer, UP, DOWN = stacks.Activation, stacks.Layer, stacks.UP, stacks.DOWN
 
 
 def second_order(op, case):
@@ -41,7 +41,7 @@ def second_order(op, case):
 
 
 def _stack(name, *layers, training=True, shape=(2, 5, 4, 4)):
-    return pytest.param("conv_stack", stacks._case(name, "", shape, layers, training), id=name)
+    return pytest.param("conv_stack", stacks.make_case(name, "", shape, layers, training), id=name)
 
 
 # Each way that a block's norm, bias and activation can enter the recomputed graph.
