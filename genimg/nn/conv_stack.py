@@ -168,7 +168,7 @@ def _run_blocks(blocks: list[Block], x: Tensor, training: bool) -> Tensor:
     found = find_folds(x, layers)  # type: ignore[arg-type]
     if found is None:
         members = [module for block in blocks for module in block.modules()]
-        return _run(_plan(members, fold=False), x, training)
+        return _run(_plan(members, [True] * len(members), fold=False), x, training)
     if len(blocks) == 1 and blocks[0].op() != "conv_stack":
         conv, (fold,) = blocks[0].convolution, found
         assert isinstance(conv, torch.nn.Conv2d)
@@ -189,23 +189,29 @@ def plan(stack: torch.nn.Sequential, fold: bool | None = None) -> list[_Step]:
 
     ``fold``: whether upsampling and pooling may be folded into convolutions; None asks the stack.
     """
-    return _plan(list(_leaves(stack)), folds(stack) if fold is None else fold)
+    modules = list(_leaves(stack))
+    fold = folds(stack) if fold is None else fold
+    return _plan(modules, [can_fuse(module) for module in modules], fold)
 
 
-def _plan(modules: list[torch.nn.Module], fold: bool) -> list[_Step]:
+def _plan(modules: list[torch.nn.Module], fusable: list[bool], fold: bool) -> list[_Step]:
     steps: list[_Step] = []
     run: list[Block] = []
     upsample: torch.nn.Module | None = None  # of the next module, a convolution
-    for module, following in zip(modules, [*modules[1:], None], strict=True):
+    for i, module in enumerate(modules):
         kind = type(module)
         last = run[-1] if run else None
-        if fold and _folds_into(module, following):
-            upsample = module
-        elif fold and last is not None and _takes_pool(last, module):
-            last.pool = module
-        elif not can_fuse(module) or kind in UPSAMPLES or kind in POOLS:
+        if not fusable[i]:
             steps.append(module)
             run = []
+        elif kind in UPSAMPLES or kind in POOLS:
+            if fold and all(fusable[i : i + 2]) and _folds_into(module, modules[i + 1 : i + 2]):
+                upsample = module
+            elif fold and last is not None and _takes_pool(last, module):
+                last.pool = module
+            else:
+                steps.append(module)
+                run = []
         elif kind in _DOWN or kind in _UP:
             block = Block(module, upsample=upsample)
             if last is not None and _goes_on(last) and _is_dense(module):
@@ -230,21 +236,23 @@ def _plan(modules: list[torch.nn.Module], fold: bool) -> list[_Step]:
     return [_alone(step) if isinstance(step, list) else step for step in steps]
 
 
-def _folds_into(upsample: torch.nn.Module, conv: torch.nn.Module | None) -> bool:
-    """Whether ``upsample`` is an upsampling that folds into the convolution behind it."""
+def _folds_into(upsample: torch.nn.Module, following: list[torch.nn.Module]) -> bool:
+    """Whether an upsampling folds into the convolution that follows, if it is one."""
     return (
-        type(upsample) in UPSAMPLES and type(conv) in _DOWN and why_unfolded(upsample, conv) is None  # type: ignore[arg-type]
+        type(upsample) in UPSAMPLES
+        and any(type(conv) in _DOWN for conv in following)
+        and refuse_upsample(upsample, *following) is None
     )
 
 
 def _takes_pool(block: Block, pool: torch.nn.Module) -> bool:
-    """Whether ``pool`` is a pooling that folds into the block's convolution."""
+    """Whether a pooling folds into the block's convolution."""
     conv = block.convolution
     return (
         type(pool) in POOLS
         and type(conv) in _DOWN
         and len(block.modules()) == 1
-        and why_unfolded(conv, pool) is None  # type: ignore[arg-type]
+        and refuse_pool(conv, pool) is None  # type: ignore[arg-type]
     )
 
 
