@@ -38,7 +38,10 @@ def wrong_cases(monkeypatch: pytest.MonkeyPatch) -> None:
 
     case = Case("case", "", lambda g: {"x": normal(g, 5)}, lambda op, t: op(t["x"]))
     monkeypatch.setattr("genimg.backends.OPS", dict(OPS))  # Op() enters itself there
-    ops = [Op(f.__name__, f, lambda x: x * 1.0, (case,)) for f in (off, broken, good)]
+    ops = [
+        Op(f.__name__, f, lambda x: x * 1.0, (case,), work=lambda *_: [])
+        for f in (off, broken, good)
+    ]
     monkeypatch.setattr("genimg.check.selected", lambda *_: "reference")
     monkeypatch.setattr(bench, "selected", lambda *_: "reference")
     monkeypatch.setattr(bench, "timed_cases", lambda *_: [(op, case) for op in ops])
