@@ -39,6 +39,7 @@ ROOMS = (
         "reference",
         "tuning",
         "explanation",
+        "decisions",
         "backends",
         "kernels",
         "conv_blocks",
