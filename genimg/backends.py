@@ -50,20 +50,20 @@ _selected = FROM_ENVIRONMENT
 
 
 class Tuner(Protocol):
-    """Decides by measurement in place of auto's rules: ``genimg/tuning.py``."""
+    """Decides by measurement, before auto asks the priors: ``genimg/tuning.py``."""
 
     def selected(self, op: Op, args: Sequence[Any]) -> str | None:
-        """The fastest backend for a call, or None where the rules decide."""
+        """The backend that is decided for a call in eager mode; None leaves it to the priors."""
 
-    def times(self, op: Op, args: Sequence[Any]) -> dict[str, float] | None:
-        """Milliseconds by backend."""
+    def compiled(self, op: Op, args: Sequence[Any]) -> str | None:
+        """The same for a call that is being compiled or exported; nothing is measured for it."""
 
 
 _tuner: Tuner | None = None
 
 
 def set_tuner(tuner: Tuner | None) -> None:
-    """Let ``tuner`` decide what auto takes; None returns to the rules."""
+    """Let ``tuner`` decide what auto takes; None leaves all to the priors."""
     global _tuner
     _tuner = tuner
 
@@ -78,6 +78,10 @@ class InvalidCall(str):
 
 def _no_reason(*args: Any) -> str | None:
     return None
+
+
+def _as_they_are(*args: Any) -> Sequence[Any]:
+    return args
 
 
 def _cuda_is_missing(x: Tensor) -> str | None:
@@ -152,6 +156,8 @@ class Op:
         bilinear: the op is linear in its first input and in its weight, as convolutions are.
         composed: its reference backend composes PyTorch's ops in another way than the definition,
             so that it has an error of its own to judge.
+        parts: the call's tensors and options as a flat sequence, of which ``genimg/kinds.py`` makes
+            the kind of the call; the first is the tensor that has the batch.
     """
 
     name: str
@@ -163,6 +169,7 @@ class Op:
     error_factor: float = ERROR_FACTOR
     bilinear: bool = False
     composed: bool = False
+    parts: Callable[..., Sequence[Any]] = _as_they_are
     by_backend: dict[str, Impl] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -234,10 +241,11 @@ def choose(op: Op, backend: str | None, *args: Any) -> str:
     if spec is None or spec == "auto":
         # What is not a tensor is PyTorch's to refuse, in PyTorch's words.
         if isinstance(args[0], Tensor) and refuse_transforms(args) is None:
-            if _tuner is not None and not torch.compiler.is_compiling():
-                measured = _tuner.selected(op, args)
-                if measured is not None:
-                    return measured
+            if _tuner is not None:
+                compiling = torch.compiler.is_compiling()
+                decided = _tuner.compiled(op, args) if compiling else _tuner.selected(op, args)
+                if decided is not None:
+                    return decided
             device = args[0].device.type
             for impl in op.impls:
                 if device not in impl.devices:
@@ -318,15 +326,3 @@ def not_measured(*args: Any) -> str | None:
 def asked(backend: str | None) -> str | None:
     """The backend that a call asks for: its own argument, or the process-wide one."""
     return _selected if backend is None else backend
-
-
-def measured(op: Op, backend: str | None, args: Sequence[Any]) -> dict[str, float]:
-    """Milliseconds by backend, where a tuner decides a call; else nothing."""
-    if _tuner is None or asked(backend) not in (None, "auto"):
-        return {}
-    return _tuner.times(op, args) or {}
-
-
-def is_tuned() -> bool:
-    """Whether a tuner decides what auto takes."""
-    return _tuner is not None

@@ -124,7 +124,8 @@ class DecisionStore:
         self.folder = folder
         self._files: dict[str, Decisions] = {}  # file name -> decisions
         self._pending: dict[str, Decisions] = {}  # not yet written
-        self._signatures: dict[str, dict[str, Any]] = {}
+        self._signatures: dict[torch.device, dict[str, Any]] = {}
+        self._names: dict[torch.device, str] = {}
         self._lock = threading.RLock()
 
     def find(self, device: torch.device, kind: Kind) -> Decision | None:
@@ -135,6 +136,17 @@ class DecisionStore:
         """A decision for ``call`` whose backend every batch that was decided takes, if any."""
         found = [each for kind, each in self.all(device).items() if kind.call == call]
         return found[0] if len({decision.chosen for decision in found}) == 1 else None
+
+    def near(self, device: torch.device, kind: Kind) -> Decision | None:
+        """The decision for a kind of call, or else for the same call of the nearest batch."""
+        every = self.all(device)
+        if kind in every:
+            return every[kind]
+        batches = [other.batch for other in every if other.call == kind.call]
+        if not batches or not kind.batch:
+            return None
+        nearest = min(batches, key=lambda batch: abs(math.log2(max(batch, 1) / kind.batch)))
+        return every[Kind(kind.call, nearest)]
 
     def all(self, device: torch.device) -> Decisions:
         """Every decision for a device; not to be changed."""
@@ -181,14 +193,16 @@ class DecisionStore:
         return None if self.folder is None else self.folder / self._name(device)
 
     def _signature(self, device: torch.device) -> dict[str, Any]:
-        key = str(device)
-        if key not in self._signatures:
-            self._signatures[key] = signature(device)
-        return self._signatures[key]
+        if device not in self._signatures:
+            self._signatures[device] = signature(device)
+        return self._signatures[device]
 
     def _name(self, device: torch.device) -> str:
-        facts = json.dumps(self._signature(device), sort_keys=True).encode()
-        return f"decisions-{hashlib.sha256(facts).hexdigest()[:16]}.json"
+        if device not in self._names:
+            facts = json.dumps(self._signature(device), sort_keys=True).encode()
+            name = f"decisions-{hashlib.sha256(facts).hexdigest()[:16]}.json"
+            self._names[device] = name
+        return self._names[device]
 
     def _read(self, name: str, device: torch.device) -> Decisions:
         if self.folder is None:

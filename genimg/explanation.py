@@ -20,10 +20,11 @@ from genimg.backends import (
     asked,
     choose,
     dtype_name,
-    is_tuned,
-    measured,
 )
+from genimg.decisions import BY_TUNE
 from genimg.kernels.triton import runtime as triton_runtime
+from genimg.transforms import refuse_transforms
+from genimg.tuning import current
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Explanation:
 
     op: str
     rows: tuple[Row, ...]
+    decided: str = ""
+    """Who decides: a name, a measurement, or the priors, and why nothing was measured."""
     switches: tuple[str, ...] = ()
     """The settings that change which kernel runs, where they are not at their defaults."""
 
@@ -55,6 +58,7 @@ class Explanation:
             f"  {'->' if row.selected else '  '} {row.backend:<10} {row.reason}"
             for row in self.rows
         ]
+        lines += [f"     decided by {self.decided}"] if self.decided else []
         lines += [f"     switch: {switch}" for switch in self.switches]
         return "\n".join(lines)
 
@@ -87,19 +91,31 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         selected = choose(entry, backend, *call)
     except BackendError:
         selected = "none"
-    times = measured(entry, backend, call)
+    is_auto = asked(backend) in (None, "auto")
+    decides = is_auto and isinstance(call[0], Tensor) and refuse_transforms(call) is None
+    decision = current().decision(entry, call) if decides else None
+    times = {} if decision is None else decision.milliseconds
     rows = []
     for candidate in BACKENDS:
         reason = entry.why_not(candidate, *call)
-        if reason is None and candidate in times:
-            reason = f"measured: {times[candidate]:.3g} ms"
+        if reason is None and decision is not None and candidate in times:
+            taken_back = decision.note and candidate == min(times, key=lambda name: times[name])
+            note = f"; {decision.note}" if taken_back else ""
+            reason = f"measured: {times[candidate]:.3g} ms{note}"
         elif reason is None and candidate in entry.by_backend:
             slower = entry.by_backend[candidate].why_slower(*call)
             reason = f"supported; auto passes it over: {slower}" if slower else "supported"
         elif reason is None:
             reason = "plain PyTorch, always supported"
         rows.append(Row(candidate, candidate == selected, reason))
-    return Explanation(name, tuple(rows), tuple(_switches(entry, backend, call[0])))
+    decided = "name"
+    if decision is not None:
+        by = "genimg.tune" if decision.by == BY_TUNE else "the first calls"
+        decided = f"measurement, by {by}"
+    elif is_auto:
+        why = current().why_undecided(entry, call) if decides else "nothing is measured here"
+        decided = f"the priors; {why}"
+    return Explanation(name, tuple(rows), decided, tuple(_switches(entry, backend, call[0])))
 
 
 def _switches(op: Op, backend: str | None, x: Any) -> Iterator[str]:
@@ -113,11 +129,13 @@ def _switches(op: Op, backend: str | None, x: Any) -> Iterator[str]:
             else f"genimg.use_backend({named!r})"
         )
         yield f"{source} selects the backend"
-    if is_tuned():
+    if not current().measures:
         by = (
-            "GENIMG_AUTOTUNE=1" if environment.is_on("GENIMG_AUTOTUNE") else "genimg.autotune(True)"
+            "GENIMG_AUTOTUNE=0"
+            if environment.value("GENIMG_AUTOTUNE") == "0"
+            else "genimg.autotune(False)"
         )
-        yield f"{by}: auto selects by measurement"
+        yield f"{by}: nothing is measured; stored decisions and priors select"
     if (level := environment.value("GENIMG_CPU_ISA")) is not None:
         yield f"GENIMG_CPU_ISA={level}: the instruction-set level of the CPU kernels"
     if environment.is_on("GENIMG_CUDA_SM90"):

@@ -1,117 +1,177 @@
-"""Choice by measurement: ``genimg.autotune(True)``."""
+"""Choice by measurement, which auto follows wherever it has been taken: ``genimg.autotune``."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
 import inspect
-import json
 import logging
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from genimg import _native, backends, environment, versions
+from genimg import backends, environment, isolation
 from genimg.backends import REFERENCE, Op
+from genimg.budget import Budget
+from genimg.decisions import Decision, Decisions, DecisionStore, Kind, cache_folder
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.kernels.triton.conv import tile_tuner
-from genimg.machine import cpu_name
-from genimg.timing import interleaved_medians
-from genimg.transforms import refuse_transforms
+from genimg.kinds import DYNAMIC, call_of, quick_key
+from genimg.trial import Trial
 
 if TYPE_CHECKING:
     from genimg.kernels.triton.conv.tile_sizes import Tile
 
-_dispatch_modes = versions.private("_len_torch_dispatch_stack", lambda: 1)
+OFTEN = 8
+"""Calls of a kind for whose neighbours in batch size a decision is known, until it is measured."""
 
-SECONDS = 0.2
-"""Spent on one call's candidates, or five rounds of them if that takes longer."""
+_MOST_KNOWN = 4096
 
 _log = logging.getLogger("genimg")
 
-Milliseconds = dict[str, float]
+BUDGET = Budget()
+"""Of this process: it began when genimg was imported."""
 
 
 def autotune(enabled: bool = True) -> None:
-    """Choose backends by measurement instead of by rule, from now on.
+    """Measure in eager mode what is not decided yet (the default), or measure nothing.
 
-    The first call of an op with new shapes, strides, dtypes, options or number of threads times
-    every kernel that supports it, and PyTorch, on copies of its arguments: forward, and backward
-    where a gradient is wanted; a fifth of a second or five rounds. The fastest runs this call and
-    all later ones. Decisions are kept in ``$GENIMG_CACHE`` (default ``~/.cache/genimg``), in a file
-    for each build of genimg, version of torch, and processor, so that the next program need not
-    measure again; :func:`genimg.explain` shows the times.
+    The first calls of a kind (op, shapes, dtypes, memory format, options, gradients or none, number
+    of threads; batches up to a power of two together) time every kernel that supports them, and
+    PyTorch, on copies of their arguments: forward, and backward where a gradient is wanted. All of
+    it may take one second at the start of a process and 5 % of its running time after that. The
+    fastest is selected from then on, and until then auto follows the priors (genimg/priors.py).
+    Decisions are kept in ``$GENIMG_CACHE`` (default ``~/.cache/genimg``), in a file for each build
+    of genimg, version of torch, and machine, so that the next program measures nothing;
+    :func:`genimg.explain` shows the times. :func:`genimg.tune` decides a whole model beforehand.
 
-    Only what auto would decide is measured: a backend that is named, by argument,
-    :func:`genimg.use_backend` or ``GENIMG_BACKEND``, is selected as ever. So are the rules inside
-    ``torch.compile``, ``torch.export``, ``torch.func`` transforms, dispatch modes, and for
-    subclasses of tensors. The capture of a CUDA graph takes what is known and measures nothing.
-    Which kernel is fastest, and with it the last bits of a result, then depends on the machine and
-    the moment.
+    Decisions are read, and nothing is measured: inside ``torch.compile``, ``torch.export`` and the
+    capture of a CUDA graph, and where ``torch.use_deterministic_algorithms`` is on. Neither happens
+    for a backend that is named, by argument, :func:`genimg.use_backend` or ``GENIMG_BACKEND``, nor
+    in ``torch.func`` transforms and for subclasses of tensors. Measuring changes no random state,
+    no buffer and no ``.grad``.
 
-    A convolution that runs in Triton, named or not, measures each of its contractions for as long:
-    in the tile sizes that ship for the GPU, once for all batches up to a power of two. Triton then
-    stands beside the others with its best. At most eight candidates decide: six tiles, the CUDA
-    kernel and PyTorch.
+    A convolution that runs in Triton, named or not, measures each of its contractions as well: in
+    the tile sizes that ship for the GPU, once for all batches up to a power of two. At most eight
+    candidates decide: six tiles, the CUDA kernel and PyTorch.
 
     Args:
-        enabled: False returns to the rules; decisions stay on disk. Process-wide.
+        enabled: False measures nothing, in all threads, until it is True again; decisions on disk
+            stay, and are read. ``GENIMG_AUTOTUNE=0`` begins a process with that.
     """
-    tuner = _Tuner(_folder()) if enabled else None
+    install(Tuner(DecisionStore(cache_folder()), BUDGET, measures=enabled))
+
+
+def install(tuner: Tuner) -> None:
+    """Let ``tuner`` decide, in place of the one before."""
+    global _current
+    _current = tuner
     backends.set_tuner(tuner)
     tile_tuner.set_tuner(tuner)
 
 
-def _folder() -> Path:
-    given = environment.value("GENIMG_CACHE")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "genimg"
-    return Path(given) if given else cache
+def current() -> Tuner:
+    """The tuner that decides."""
+    return _current
 
 
-class _Trial(threading.local):
-    """The candidates that this thread times; calls of other threads do not see them."""
+class _Here(threading.local):
+    """What this thread measures; calls of other threads do not see it."""
 
     def __init__(self) -> None:
-        self.candidates: dict[str, str] = {}  # op -> candidate
+        self.candidates: dict[str, str] = {}  # op -> candidate that its calls take
+        self.timing = False  # a candidate is being timed, and nothing else may be
+        self.is_open = False  # a call was met that is not decided
 
 
-class _Tuner:
-    """Decisions of this process, and the file of each kind of device that they come from."""
+class _Known:
+    """A call that was met before, by its quick key."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._known: dict[Any, Milliseconds | None] = {}
+    __slots__ = ("backend", "is_closed", "kind", "met", "names", "near")
+
+    def __init__(self, kind: Kind, names: list[str]) -> None:
+        self.kind = kind
+        self.names = names  # the candidates: kernels, and the reference
+        self.backend: str | None = None  # decided
+        self.near: str | None = None  # for other batches
+        self.is_closed = len(names) == 1  # nothing to decide
+        self.met = 0
+
+
+class Tuner:
+    """Decides for calls, by what is stored and by what it measures.
+
+    Args:
+        store: the decisions.
+        budget: of all measuring.
+        measures: False only reads the store.
+    """
+
+    def __init__(self, store: DecisionStore, budget: Budget, *, measures: bool = True) -> None:
+        self.store = store
+        self.budget = budget
+        self.measures = measures
+        self.used: dict[str, Decisions] = {}  # device -> decisions that calls have taken
+        self._known: dict[Hashable, _Known] = {}
+        self._trials: dict[Kind, Trial] = {}
         self._tiles: dict[Any, Tile] = {}
-        self._files: dict[str, dict[str, Milliseconds]] = {}
-        self._trial = _Trial()
-        self._lock = threading.RLock()  # of the files; never held while a candidate runs
+        self._here = _Here()
+        self._measuring = threading.RLock()  # one thread measures; others go by what is known
 
     def selected(self, op: Op, args: Sequence[Any]) -> str | None:
-        """The fastest backend, or None where the rules decide."""
-        if op.name in self._trial.candidates:
-            return self._trial.candidates[op.name]
-        times = self.times(op, args)
-        return _fastest(times) if times else None
-
-    def times(self, op: Op, args: Sequence[Any]) -> Milliseconds | None:
-        """The measured times for such a call; measures them if needed."""
-        if not _is_plain(args):
+        """The backend decided for a call, measured first if that is due; None if there is none."""
+        if op.name in self._here.candidates:
+            return self._here.candidates[op.name]
+        known = self._meet(op, args)
+        if known is None or known.is_closed:
             return None
-        grad = torch.is_grad_enabled()
-        key = (op.name, grad, torch.get_num_threads(), *map(_key, args))
-        if key not in self._known:
-            if _is_capturing(args[0]):
-                return None
-            self._known[key] = self._decide(op, args, repr(key))
-        return self._known[key]
+        return known.backend or self._decide(op, args, known)
+
+    def compiled(self, op: Op, args: Sequence[Any]) -> str | None:
+        """The backend decided for a call that is compiled or exported: traced, nothing measured."""
+        x = args[0]
+        found = call_of(op.name, op.parts(*args))
+        if found is None:
+            return None
+        name = _stored_backend(op.name, *found, str(x.device))
+        return None if name is None or op.why_not(name, *args) is not None else name
+
+    def decision(self, op: Op, args: Sequence[Any]) -> Decision | None:
+        """What is known of a call's candidates."""
+        known = self._meet(op, args)
+        return None if known is None else self._stored(args[0].device, known)
+
+    def why_undecided(self, op: Op, args: Sequence[Any]) -> str:
+        """Why there is no decision for a call."""
+        known = self._meet(op, args)
+        if known is None:
+            return "calls such as this one are not measured"
+        if len(known.names) == 1:
+            return "there is one candidate"
+        trial = self._trials.get(known.kind)
+        if trial is not None and (trial.failure or trial.rounds):
+            return trial.told()
+        reason = self._why_not_measured(args)
+        return "nothing was measured" + ("" if reason is None else f": {reason}")
+
+    def forget(self) -> None:
+        """Look every call up again: the store has changed."""
+        self._known = {}
+
+    @contextmanager
+    def deciding(self) -> Iterator[None]:
+        """Measure inside whatever is met, for as long as it takes."""
+        before, self.measures = self.measures, True
+        self.forget()
+        try:
+            with self.budget.unlimited():
+                yield
+        finally:
+            self.measures = before
+            self.forget()
 
     def tile(
         self,
@@ -120,63 +180,174 @@ class _Tuner:
         tiles: Sequence[Tile],
         run: Callable[[Tile], Any],
     ) -> Tile:
-        """The fastest of a Triton contraction's tiles, or the first where that cannot be known."""
-        if key not in self._tiles:
-            if triton_runtime.INTERPRETED or not _is_plain((x,)) or _is_capturing(x):
+        """The fastest of a Triton contraction's tiles, or the first where that is not known."""
+        if key in self._tiles:
+            return self._tiles[key]
+        if triton_runtime.INTERPRETED or not isolation.is_plain((x,)):
+            return tiles[0]
+        by_name = {tile.name: tile for tile in tiles}
+        kind = Kind(repr(key), 1)
+        decision = self.store.find(x.device, kind)
+        if decision is None or set(decision.milliseconds) != set(by_name):
+            trial = self._trials.setdefault(kind, Trial(list(by_name)))
+            if trial.failure or self._why_not_measured((x,)) is not None:
                 return tiles[0]
-            by_name = {tile.name: tile for tile in tiles}
-
-            def step(name: str) -> Callable[[], Any]:
-                return functools.partial(run, by_name[name])
-
-            times = self._times(str(key[0]), x.device, repr(key), list(by_name), step)
-            self._tiles[key] = by_name[_fastest(times)] if times else tiles[0]
+            steps = {name: functools.partial(run, tile) for name, tile in by_name.items()}
+            decision = self._race(str(key[0]), x.device, kind, trial, steps)
+            if decision is None:
+                self._here.is_open = self._here.is_open or not trial.failure
+                return tiles[0]
+        self._use(x.device, kind, decision)
+        self._tiles[key] = by_name[decision.chosen]
         return self._tiles[key]
 
-    def _decide(self, op: Op, args: Sequence[Any], key: str) -> Milliseconds | None:
-        names = [name for name in op.by_backend if _is_candidate(op, name, args)]
-        if not names:
+    def _meet(self, op: Op, args: Sequence[Any]) -> _Known | None:
+        """The entry of a call; None for one that is not for decisions."""
+        parts = op.parts(*args)
+        quick = quick_key(parts)
+        if quick is None:
             return None
-        step = functools.partial(self._step, op, args)
-        try:
-            return self._times(op.name, args[0].device, key, [*names, REFERENCE], step)
-        finally:
-            self._trial.candidates.pop(op.name, None)
+        key = (op.name, quick)
+        known = self._known.get(key)
+        if known is None:
+            found = call_of(op.name, parts)
+            if found is None or not args[0].numel():
+                return None
+            facts, batch = found
+            kernels = [name for name in op.by_backend if _is_candidate(op, name, args)]
+            kind = Kind(_told(facts, args[0].device), batch)
+            known = _Known(kind, [*kernels, REFERENCE])
+            if len(self._known) >= _MOST_KNOWN:
+                self._known = {}
+            self._known[key] = known
+        return known
 
-    def _times(
+    def _stored(self, device: torch.device, known: _Known) -> Decision | None:
+        decision = self.store.find(device, known.kind)
+        if decision is not None and set(decision.milliseconds) != set(known.names):
+            return None  # of other kernels
+        return decision
+
+    def _decide(self, op: Op, args: Sequence[Any], known: _Known) -> str | None:
+        """What the store has, else what measuring gives, else what holds for a near batch."""
+        device = args[0].device
+        decision = self._stored(device, known)
+        if decision is None:
+            known.met += 1
+            if known.met == 1:
+                known.near = self._near(device, known)
+            if known.near is None or known.met > OFTEN or self.budget.is_unlimited:
+                decision = self._measured(op, args, known)
+        if decision is not None:
+            self._use(device, known.kind, decision)
+            known.backend = decision.chosen
+            return known.backend
+        if known.near is None and not known.is_closed:
+            self._here.is_open = True
+        return known.near
+
+    def _near(self, device: torch.device, known: _Known) -> str | None:
+        decision = self.store.near(device, known.kind)
+        if decision is None or set(decision.milliseconds) != set(known.names):
+            return None
+        return decision.chosen
+
+    def _measured(self, op: Op, args: Sequence[Any], known: _Known) -> Decision | None:
+        if self._why_not_measured(args) is not None:
+            return None
+        trial = self._trials.setdefault(known.kind, Trial(known.names))
+        if list(trial.samples) != known.names:
+            return None
+        steps = _Steps(op, args, self._here)
+        try:
+            return self._race(op.name, args[0].device, known.kind, trial, steps)
+        finally:
+            self._here.candidates.pop(op.name, None)
+            known.is_closed = bool(trial.failure)
+
+    def _race(
         self,
         what: str,
         device: torch.device,
-        key: str,
-        names: Sequence[str],
-        step: Callable[[str], Callable[[], Any]],
-    ) -> Milliseconds | None:
-        """The time of each candidate, stored or measured by its step; None if one cannot run."""
-        times = self._stored(device).get(key)
-        if times is None or set(times) != set(names):
-            devices = [device] if device.type == "cuda" else []
-            try:
-                steps = {name: step(name) for name in names}
-                with torch.random.fork_rng(devices), _current(device):
-                    times = interleaved_medians(steps, device.type, SECONDS)
-            except Exception as error:
-                # Any exception, a compiler's too: the call itself will raise it again.
-                _log.info("%s: not measured: %s", what, error)
-                return None
-            self._store(device, key, times)
-        _log.info("%s: measured %s", what, describe(times))
-        return times
+        kind: Kind,
+        trial: Trial,
+        steps: Any,
+    ) -> Decision | None:
+        """Go on with a trial while the budget lasts; the decision, if that is enough."""
+        if self._here.timing or not self._measuring.acquire(blocking=False):
+            return None
+        try:
+            with self.budget.spending(), isolation.apart(device):
+                return self._rounds(what, device, kind, trial, steps)
+        except Exception as error:
+            # Any exception, a compiler's too: the call itself will raise it again.
+            trial.failure = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            _log.info("%s: not measured: %s", what, trial.failure)
+            return None
+        finally:
+            self._here.timing = False
+            self._measuring.release()
 
-    def _step(self, op: Op, args: Sequence[Any], name: str) -> Callable[[], Any]:
-        """Runs the op by one backend on copies of its arguments, with its backward, if any."""
-        parameters = [p for p in inspect.signature(op.function).parameters if p != "backend"]
-        given = dict(zip(parameters, map(_copy, args), strict=True))
-        leaves = [x for x in _tensors(given) if x.requires_grad]
+    def _rounds(
+        self, what: str, device: torch.device, kind: Kind, trial: Trial, steps: Any
+    ) -> Decision | None:
+        # The ops inside one candidate, such as a stack's layers, are decided before it is timed.
+        outside, self._here.is_open = self._here.is_open, False
+        for name in reversed(trial.racing()):
+            steps[name]()
+        is_open, self._here.is_open = self._here.is_open, outside
+        if is_open:
+            return None
+        self._here.timing = True
+
+        def seconds(name: str) -> float:
+            isolation.synchronize(device)
+            start = self.budget.clock()
+            steps[name]()
+            isolation.synchronize(device)
+            return self.budget.clock() - start
+
+        decision = trial.decision()
+        while decision is None and self.budget.left > 0:
+            trial.round(seconds)
+            decision = trial.decision()
+        if decision is not None:
+            self.store.keep(device, {kind: decision})
+            del self._trials[kind]
+            _log.info("%s: measured %s", what, describe(decision.milliseconds))
+        return decision
+
+    def _why_not_measured(self, args: Sequence[Any]) -> str | None:
+        if not self.measures:
+            return "autotune is off"
+        if self.budget.left <= 0:
+            return "the time for measuring is used up for now"
+        return isolation.why_not(args)
+
+    def _use(self, device: torch.device, kind: Kind, decision: Decision) -> None:
+        self.used.setdefault(device.type, {})[kind] = decision
+
+
+class _Steps:
+    """Candidate -> a run of the op by it on copies of its arguments, with its backward, if any."""
+
+    def __init__(self, op: Op, args: Sequence[Any], here: _Here) -> None:
+        self._op, self._args, self._here = op, args, here
+        self._made: dict[str, Callable[[], None]] = {}
+
+    def __getitem__(self, name: str) -> Callable[[], None]:
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def _make(self, name: str) -> Callable[[], None]:
+        op, here = self._op, self._here
+        given = dict(zip(_parameters(op), map(isolation.copy, self._args), strict=True))
+        leaves = [x for x in isolation.tensors(given) if x.requires_grad]
         grads: list[Tensor] = []
 
         def run() -> None:
-            # The ops in a stack are measured on their own, so that the trial is for this op alone.
-            self._trial.candidates[op.name] = name
+            here.candidates[op.name] = name  # for this op alone: those inside it are on their own
             outputs = op.function(**given)
             every = outputs if isinstance(outputs, tuple) else (outputs,)
             wanted = [y for y in every if y.requires_grad]
@@ -186,38 +357,33 @@ class _Tuner:
 
         return run
 
-    def _path(self, device: torch.device) -> Path:
-        facts = json.dumps(_facts(device)).encode()
-        return self._folder / f"autotune-{hashlib.sha256(facts).hexdigest()[:16]}.json"
 
-    def _stored(self, device: torch.device) -> dict[str, Milliseconds]:
-        path = self._path(device)
-        with self._lock:
-            if path.name not in self._files:
-                self._files[path.name] = _read(path)
-            return self._files[path.name]
-
-    def _store(self, device: torch.device, key: str, times: Milliseconds) -> None:
-        path = self._path(device)
-        with self._lock:
-            # Keep the entries that another process has added. A new dict: threads read the old one.
-            entries = {**_read(path), **self._stored(device), key: times}
-            self._files[path.name] = entries
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _write(path, json.dumps({"for": _facts(device), "milliseconds": entries}, indent=0))
-            except OSError as error:
-                _log.warning("decisions of autotune are not kept: %s: %s", path, error.strerror)
+def _parameters(op: Op) -> list[str]:
+    return [name for name in inspect.signature(op.function).parameters if name != "backend"]
 
 
-def _fastest(times: Milliseconds) -> str:
-    return min(times, key=lambda name: times[name])
+def _stored_backend(op: str, facts: tuple[Any, ...], batch: int, device: str) -> str | None:
+    """The stored choice for a call; a graph keeps it, whatever is decided later."""
+    where = torch.device(device)
+    call = _told(facts, where)
+    store = _current.store
+    decision = (
+        store.agreed(where, call) if batch == DYNAMIC else store.near(where, Kind(call, batch))
+    )
+    return None if decision is None else decision.chosen
 
 
-def describe(times: Milliseconds) -> str:
-    """The times in words, the fastest first."""
-    ordered = sorted(times.items(), key=lambda item: item[1])
-    return ", ".join(f"{name} {ms:.3g} ms" for name, ms in ordered)
+# As torch.compiler.assume_constant_result does, which would import all of Dynamo for it.
+_stored_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _told(facts: tuple[Any, ...], device: torch.device) -> str:
+    """The facts of a call and the settings that its speed depends on, as one line."""
+    if device.type != "cuda":
+        return repr((*facts, f"{torch.get_num_threads()} threads"))
+    cudnn = torch.backends.cudnn
+    settings = (cudnn.benchmark, cudnn.deterministic, torch.get_float32_matmul_precision())
+    return repr((*facts, *settings, str(getattr(cudnn, "allow_tf32", None))))
 
 
 def _is_candidate(op: Op, name: str, args: Sequence[Any]) -> bool:
@@ -226,119 +392,11 @@ def _is_candidate(op: Op, name: str, args: Sequence[Any]) -> bool:
     return op.why_not(name, *args) is None
 
 
-def _is_plain(args: Sequence[Any]) -> bool:
-    """Whether the call computes here and now, so that timing it tells its time."""
-    if torch.jit.is_tracing() or _dispatch_modes() > 0:
-        return False
-    if refuse_transforms(args) is not None:
-        return False
-    if any(type(x) not in (Tensor, torch.nn.Parameter) for x in _tensors(args)):
-        return False
-    return bool(args[0].device.type != "meta" and args[0].numel())
+def describe(milliseconds: dict[str, float]) -> str:
+    """The times in words, the fastest first."""
+    ordered = sorted(milliseconds.items(), key=lambda item: item[1])
+    return ", ".join(f"{name} {ms:.3g} ms" for name, ms in ordered)
 
 
-def _current(device: torch.device) -> AbstractContextManager[object]:
-    """Makes ``device`` current: synchronisation waits for the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _is_capturing(x: Tensor) -> bool:
-    return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _parts(value: Any) -> Sequence[Any] | None:
-    """The items of a container; None for anything else."""
-    if isinstance(value, dict):
-        return list(value.values())
-    if isinstance(value, (list, tuple)):
-        return value
-    if dataclasses.is_dataclass(value):
-        return [getattr(value, field.name) for field in dataclasses.fields(value)]
-    return None
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    for part in _parts(value) or ():
-        yield from _tensors(part)
-
-
-def _key(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return (
-            str(value.dtype),
-            str(value.device),
-            tuple(value.shape),
-            value.stride(),
-            value.requires_grad,
-        )
-    if isinstance(value, torch.Generator):
-        return "generator"
-    parts = _parts(value)
-    if parts is not None:
-        return (type(value).__name__, *map(_key, parts))
-    return value if isinstance(value, (int, float, str, type(None))) else str(value)
-
-
-def _copy(value: Any) -> Any:
-    """A copy that may be written to, of the same strides, outside any graph."""
-    if isinstance(value, Tensor):
-        copy = value.detach()
-        if 0 not in value.stride():  # an expanded one is never written to
-            copy = torch.empty_strided(
-                value.shape, value.stride(), dtype=value.dtype, device=value.device
-            ).copy_(copy)
-        return copy.requires_grad_(value.requires_grad)
-    if isinstance(value, torch.Generator):
-        return value.clone_state()
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_copy, value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return dataclasses.replace(value, **{f.name: _copy(getattr(value, f.name)) for f in fields})
-    return value
-
-
-def _facts(device: torch.device) -> dict[str, Any]:
-    """The facts that a time depends on besides the call."""
-    module = _native.load()
-    built = None
-    if module is not None and module.__file__:
-        stat = os.stat(module.__file__)
-        built = [stat.st_size, stat.st_mtime_ns]
-    return {
-        "torch": torch.__version__,
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "isa": _native.build_info().get("isa"),
-        "triton": triton_runtime.VERSION,
-        "built": built,
-    }
-
-
-def _read(path: Path) -> dict[str, Milliseconds]:
-    """The file's decisions; none if there is no such file, or it is broken."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["milliseconds"]
-        return {
-            str(key): {str(name): float(ms) for name, ms in times.items()}
-            for key, times in entries.items()
-        }
-    except (OSError, ValueError, LookupError, AttributeError, TypeError):
-        return {}
-
-
-def _write(path: Path, text: str) -> None:
-    """All at once, for another process may be reading."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-if environment.is_on("GENIMG_AUTOTUNE"):
-    autotune(True)
+_current: Tuner
+autotune(environment.value("GENIMG_AUTOTUNE") != "0")

@@ -25,6 +25,10 @@ PRIVATE = {
     "_functorch.peek_interpreter_stack": "PyTorch runs every call in place of a kernel",
     "_will_engine_execute_node": "backward computes gradients that are not asked for, too",
     "_len_torch_dispatch_stack": "autotune measures nothing",
+    "_len_torch_function_stack": "autotune measures nothing",
+    "_get_function_stack_at": "autotune measures nothing in the scope of a default device",
+    "_autograd._top_saved_tensors_default_hooks": "autotune measures nothing",
+    "_autograd._profiler_enabled": "autotune measures nothing",
 }
 """Functions of ``torch._C`` -> what follows where one is missing."""
 

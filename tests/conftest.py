@@ -2,11 +2,17 @@
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 # The processes of pytest-xdist share the cores: a thread that spins for another takes its core.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# No test measures, nor reads what was measured here, but those that are about it: the same kernels
+# run everywhere and every time.
+os.environ["GENIMG_AUTOTUNE"] = "0"
+os.environ["GENIMG_CACHE"] = str(Path(tempfile.gettempdir()) / f"genimg-tests-{os.getpid()}")
 
 # Triton reads it when a kernel is defined. Without a GPU its kernels run in the interpreter.
 import torch

@@ -1,216 +1,421 @@
-"""genimg.autotune: choice by measurement."""
+"""Choice by measurement, on a clock that the tests set: no test depends on a time."""
 
 import json
 import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import genimg
-from genimg import _native, backends
+from genimg import _native, budget, isolation, trial, tuning
 from genimg.backends import OPS, Impl, Op, choose
+from genimg.budget import Budget
+from genimg.decisions import DecisionStore
 from genimg.ops import ConvBlock, Direction
 
 native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("GENIMG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("genimg.tuning.SECONDS", 0.0)
-    genimg.autotune(True)
-    yield tmp_path / "cache"
-    genimg.autotune(False)
+class Clock:
+    """Stands still, but for what the tests add to it."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
 
 
 @pytest.fixture
-def probe():
-    """An op of two kernels, one of them slow, and what ran."""
-    ran = []
+def clock():
+    return Clock()
 
-    def function(x, option=1, *, backend=None):
-        name = choose(op, backend, x, option)
-        ran.append(name)
-        time.sleep({"cpu": 0.001, "cuda": 0.0, "reference": 0.01}[name])
-        return x + option
 
-    def impl(backend):
+@pytest.fixture
+def begin(tmp_path, clock):
+    """Begins as another process would, with what is on disk."""
+    before = tuning.current()
+    torch.use_deterministic_algorithms(False)
+
+    def begin(measures=True):
+        tuner = tuning.Tuner(DecisionStore(tmp_path / "cache"), Budget(clock), measures=measures)
+        tuning.install(tuner)
+        return tuner
+
+    yield begin
+    tuning.install(before)
+
+
+@pytest.fixture
+def tuner(begin):
+    return begin()
+
+
+class Probe:
+    """An op of two candidates: ``seconds`` of each are what the clock advances by."""
+
+    def __init__(self, clock):
+        self.ran = []
+        self.seconds = {"cpu": 0.001, "reference": 0.002, "cuda": 0.0005}
+        self.clock = clock
+
+        def function(x, option=1, *, backend=None):
+            name = choose(self.op, backend, x, option)
+            self.ran.append(name)
+            self.clock.now += self.seconds[name]
+            return x.clone()
+
+        self.op = Op("probe", function, function, (), (self.impl("cpu"),))
+
+    def impl(self, backend):
+        def unused(*args):
+            raise AssertionError
+
         return Impl(
-            *(backend, ("cpu",), function, function),
-            why_slower=lambda *_: "auto's rule",
+            backend,
+            ("cpu",),
+            unused,
+            unused,
+            why_slower=lambda *_: "the prior",
             dtypes=(torch.float32, torch.float64),
-            missing=lambda x: None,
+            missing=lambda _: None,
         )
 
-    op = Op("probe", function, function, (), (impl("cpu"),), work=lambda *args: [])
-    yield op, ran
+    def __call__(self, *args, **kwargs):
+        """The candidates that ran, the last for the call itself."""
+        self.ran.clear()
+        self.op.function(*args, **kwargs)
+        return list(self.ran)
+
+
+@pytest.fixture
+def probe(clock):
+    made = Probe(clock)
+    yield made
     del OPS["probe"]
 
 
-X = torch.zeros(3)
+X = torch.zeros(3, 5)
 
 
-def test_takes_the_fastest_and_measures_once(probe):
-    op, ran = probe
-    op.function(X)
+def test_the_fastest_is_taken_and_measured_once(probe, tuner):
+    ran = probe(X)
     assert set(ran) == {"cpu", "reference"}
     assert ran[-1] == "cpu"
-    ran.clear()
-    op.function(X.clone())
-    assert ran == ["cpu"]
-    for other in (X[:2], X.double(), X.clone().requires_grad_()):
-        ran.clear()
-        op.function(other)
-        assert len(ran) > 10
-    ran.clear()
-    op.function(X, 2)
-    assert len(ran) > 10
+    assert probe(X.clone()) == ["cpu"]
+    assert probe(X, 2)[-1] == "cpu"
+    probe.seconds["cpu"] = 0.01
+    assert probe(X.double())[-1] == "reference"
 
 
-def test_a_trial_is_its_threads_alone(probe, monkeypatch):
+@pytest.mark.parametrize(
+    "other",
+    [
+        X.double(),
+        torch.zeros(3, 6),
+        torch.zeros(5, 3).t(),
+        X.clone().requires_grad_(),
+    ],
+    ids=["dtype", "shape", "strides", "gradient"],
+)
+def test_another_kind_is_measured_anew(probe, tuner, other):
+    probe(X)
+    assert len(probe(other)) > 1
+
+
+def test_threads_are_part_of_a_kind(probe, tuner, monkeypatch):
+    probe(X)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert len(probe(X)) > 1
+
+
+def test_batches_up_to_a_power_of_two_share_a_decision(probe, tuner):
+    probe(torch.zeros(33, 5))
+    for batch in (34, 50, 64):
+        assert probe(torch.zeros(batch, 5)) == ["cpu"]
+
+
+def test_the_last_batch_of_an_epoch_measures_nothing(probe, tuner):
+    """It takes its neighbour's decision, until it has been met often."""
+    probe(torch.zeros(64, 5))
+    for _ in range(tuning.OFTEN):
+        assert probe(torch.zeros(7, 5)) == ["cpu"]
+    assert len(probe(torch.zeros(7, 5))) > 1
+
+
+def test_a_slope_is_no_kind_of_its_own(tuner):
+    x = torch.randn(4, 4)
+    calls = [tuner._meet(OPS["leaky_relu"], (x, slope, False)) for slope in (0.1, 0.2, 0.0)]
+    assert calls[0].kind == calls[1].kind != calls[2].kind
+
+
+def test_a_clear_case_takes_two_rounds(probe, tuner):
+    probe.seconds["reference"] = 0.004
+    # Once each to warm up, two rounds, and the call itself.
+    assert len(probe(X)) == 2 + 2 * 2 + 1
+
+
+def test_a_close_case_takes_more_rounds(probe, tuner):
+    probe.seconds["reference"] = 0.0011
+    assert len(probe(X)) == 2 + 2 * trial.ROUNDS + 1
+
+
+def test_short_calls_are_repeated(probe, tuner):
+    probe.seconds = {"cpu": 1e-5, "reference": 1.1e-5}
+    assert len(probe(X)) == 2 + 2 * trial.MOST_ROUNDS + 1
+
+
+def test_the_second_process_measures_nothing(probe, begin):
+    begin()
+    probe(X)
+    begin()
+    assert probe(X) == ["cpu"]
+    begin(measures=False)
+    assert probe(X) == ["cpu"]
+
+
+def test_another_kernel_is_measured(probe, begin):
+    begin()
+    probe(X)
+    probe.op.by_backend["cuda"] = probe.impl("cuda")
+    begin()
+    assert probe(X)[-1] == "cuda"
+
+
+def test_off_measures_nothing_and_reads_what_is_stored(probe, begin):
+    begin(measures=False)
+    assert probe(X) == ["reference"]
+    begin()
+    probe(X)
+    begin(measures=False)
+    assert probe(X) == ["cpu"]
+    assert probe(X.double()) == ["reference"]
+
+
+def test_autotune_switches_the_process(tmp_path, monkeypatch, begin):
+    monkeypatch.setenv("GENIMG_CACHE", str(tmp_path))
+    genimg.autotune(False)
+    assert not tuning.current().measures
+    genimg.autotune()
+    assert tuning.current().measures
+    assert tuning.current().budget is tuning.BUDGET
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestBudget:
+    """A second at the start, then a twentieth of the running time."""
+
+    def test_a_second_at_the_start(self, clock):
+        spent = Budget(clock)
+        assert spent.left == budget.START
+        with spent.spending():
+            clock.now += 0.75
+            assert spent.left == pytest.approx(0.25)
+            with spent.spending():  # a stack's layers, within the stack
+                clock.now += 0.25
+        assert spent.spent == pytest.approx(1.0)
+        assert spent.left == pytest.approx(0.0)
+
+    def test_then_a_share_of_the_time_that_is_not_measuring(self, clock):
+        spent = Budget(clock)
+        with spent.spending():
+            clock.now += 3.0
+        assert spent.left == pytest.approx(-2.0)
+        clock.now += 40.0
+        assert spent.left == pytest.approx(0.0)
+        clock.now += 40.0
+        assert spent.left == pytest.approx(2.0)
+
+    def test_without_limit(self, clock):
+        spent = Budget(clock)
+        with spent.unlimited(), spent.spending():
+            clock.now += 100.0
+            assert spent.left > 1000
+        assert spent.left < 0
+
+    def test_a_program_never_spends_more(self, probe, tuner, clock):
+        """Slow calls of ever new kinds: at every moment at most one run beyond what is allowed."""
+        probe.seconds = {"cpu": 0.1, "reference": 0.11}
+        for step in range(300):
+            began = clock.now
+            probe(torch.zeros(3, 3 + step % 20))
+            clock.now += 0.5
+            allowed = budget.START + budget.SHARE * (clock.now - tuner.budget.spent)
+            # The budget may be overdrawn by the copies' first runs and one round.
+            assert tuner.budget.spent <= allowed + 4 * 0.11, (step, began)
+        assert tuner.budget.spent > 0.5 * budget.SHARE * clock.now
+
+    def test_what_is_not_decided_goes_by_the_prior_and_goes_on_later(self, probe, tuner, clock):
+        probe.seconds = {"cpu": 0.3, "reference": 0.33}
+        assert probe(X)[-1] == "reference"
+        assert probe(X) == ["reference"]
+        assert "the priors; measured in 1 of 5 rounds" in str(genimg.explain("probe", X))
+        for _ in range(10):
+            clock.now += 100.0
+            last = probe(X)
+        assert last == ["cpu"]
+
+
+@pytest.mark.parametrize("where", ["deterministic", "saved tensors", "anomaly", "profiler"])
+def test_where_measuring_would_be_seen(probe, tuner, where):
+    if where == "deterministic":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        assert probe(X) == ["reference"]
+        torch.use_deterministic_algorithms(False)
+    elif where == "saved tensors":
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+            assert probe(X) == ["reference"]
+    elif where == "anomaly":
+        with torch.autograd.set_detect_anomaly(True):
+            assert probe(X) == ["reference"]
+    else:
+        with torch.profiler.profile():
+            assert probe(X) == ["reference"]
+    assert len(probe(X)) > 1
+
+
+def test_deterministic_algorithms_read_what_is_stored(probe, begin):
+    begin()
+    probe(X)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    begin()
+    assert probe(X) == ["cpu"]
+
+
+def test_not_where_a_time_means_nothing(probe, tuner):
+    ran = []
+    for x in (torch.empty(3, device="meta"), torch.empty(0)):
+        ran += probe(x)
+    ran += probe(X.to_sparse())
+    probe.ran.clear()
+    torch.func.vmap(lambda x: probe.op.function(x))(torch.zeros(2, 3))
+    ran += probe.ran
+    with FlopCounterMode(display=False):
+        ran += probe(X)
+    assert set(ran) == {"reference"}
+
+
+def test_a_default_device_does_not_hinder(probe, tuner):
+    with torch.device("cpu"):
+        assert len(probe(X)) > 1
+
+
+def test_capture_takes_what_is_known(probe, tuner, monkeypatch):
+    """And measures nothing: waiting for the device would end the capture."""
+    with monkeypatch.context() as patch:
+        patch.setattr(isolation, "is_capturing", lambda x: True)
+        assert probe(X) == ["reference"]
+    probe(X)
+    monkeypatch.setattr(isolation, "is_capturing", lambda x: True)
+    assert probe(X) == ["cpu"]
+
+
+def test_a_trial_is_its_threads_alone(probe, tuner, monkeypatch):
     """Another thread's call, which the candidate may not serve, takes what is known for it."""
-    op, ran = probe
-    op.function(X, 2)  # known from here on: cpu
-    selected = []
-    step = op.function
+    probe(X, 2)
+    step = probe.op.function
+    seen = []
 
-    def meanwhile(x, option=1, *, backend=None):
-        thread = threading.Thread(target=lambda: selected.append(choose(op, None, X, 2)))
+    def elsewhere():
+        seen.append(tuner.selected(probe.op, (X, 2)))
+        seen.append(tuner.selected(probe.op, (X.double(), 2)))
+
+    def during(x, option=1, *, backend=None):
+        thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
         return step(x, option, backend=backend)
 
-    monkeypatch.setitem(op.__dict__, "function", meanwhile)
-    op.function(X, 3)
-    assert len(ran) > 10
-    assert set(selected) == {"cpu"}
+    monkeypatch.setitem(probe.op.__dict__, "function", during)
+    probe.op.function(torch.zeros(3, 9))
+    # What is decided is known there; what is not is not measured while another thread measures.
+    assert set(seen) == {"cpu", None}
 
 
-def test_threads_measure_and_keep_every_decision(probe, folder):
-    op, _ = probe
+def test_threads_keep_every_decision(probe, tuner, begin):
     wrong = []
 
     def work(option):
         try:
             for size in range(1, 5):
-                op.function(torch.zeros(size), option)
+                for _ in range(200):
+                    probe.op.function(torch.zeros(2, size), option)
         except Exception as error:
             wrong.append(error)
 
-    threads = [threading.Thread(target=work, args=(option,)) for option in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with tuner.budget.unlimited():
+        threads = [threading.Thread(target=work, args=(option,)) for option in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert wrong == []
-    (path,) = folder.glob("*.json")
-    assert len(json.loads(path.read_text())["milliseconds"]) == 16
+    assert len(begin().store.all(torch.device("cpu"))) == len(tuner.store.all(torch.device("cpu")))
 
 
-def test_off_returns_to_the_rules(probe):
-    op, ran = probe
-    op.function(X)
-    genimg.autotune(False)
-    ran.clear()
-    op.function(X)
-    assert ran == ["reference"]
-
-
-def test_remembers_on_disk(probe, folder):
-    op, ran = probe
-    op.function(X)
-    (path,) = folder.iterdir()
-    stored = json.loads(path.read_text())
-    assert stored["for"]["torch"] == torch.__version__
-    ((key, times),) = stored["milliseconds"].items()
-    assert "probe" in key
-    assert times["cpu"] < times["reference"]
-    genimg.autotune(True)  # as another process would begin
-    ran.clear()
-    op.function(X)
-    assert ran == ["cpu"]
-    # Entries that another process has added in the meantime stay.
-    stored["milliseconds"]["other"] = {"cpu": 1.0}
-    path.write_text(json.dumps(stored))
-    op.function(X, 3)
-    assert set(json.loads(path.read_text())["milliseconds"]) > {key, "other"}
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"milliseconds": [1]}', "\0"])
-def test_a_broken_file_is_measured_anew(probe, folder, text):
-    op, _ = probe
-    op.function(X)
-    (path,) = folder.iterdir()
-    path.write_text(text)
-    genimg.autotune(True)
-    op.function(X)
-    assert json.loads(path.read_text())["milliseconds"]
-
-
-def test_a_folder_that_cannot_be_written_costs_the_memory_only(probe, folder, caplog):
-    op, ran = probe
-    folder.write_text("a file")
-    op.function(X)
-    assert ran[-1] == "cpu"
-    assert "not kept" in caplog.text
-
-
-def test_a_new_kernel_is_measured(probe):
-    op, ran = probe
-    op.function(X)
-    op.by_backend["cuda"] = Impl(
-        *("cuda", ("cpu",), op.function, op.function),
-        dtypes=(torch.float32,),
-        missing=lambda x: None,
-    )
-    genimg.autotune(True)
-    op.function(X)
-    assert ran[-1] == "cuda"
-
-
-def test_names_win(probe):
-    op, ran = probe
-    op.function(X, backend="reference")
+def test_names_win(probe, tuner):
+    assert probe(X, backend="reference") == ["reference"]
     with genimg.use_backend("reference"):
-        op.function(X)
+        assert probe(X) == ["reference"]
         assert "measured" not in str(genimg.explain("probe", X))
-    assert ran == ["reference"] * 2
 
 
-def test_explain_shows_the_times(probe):
+def test_explain_shows_the_times_and_who_decides(probe, begin):
+    begin(measures=False)
+    table = str(genimg.explain("probe", X))
+    assert "decided by the priors; nothing was measured: autotune is off" in table
+    assert "nothing is measured; stored decisions and priors select" in table
+    begin()
     table = genimg.explain("probe", X)
     assert table.selected == "cpu"
-    assert [row.reason.startswith("measured: ") for row in table.rows if row.backend == "cpu"]
+    assert "-> cpu        measured: 1 ms" in str(table)
+    assert "decided by measurement, by the first calls" in str(table)
 
 
-def test_compiled_code_follows_the_rules(probe):
-    op, _ = probe
-    names = []
-    torch.compile(lambda x: names.append(choose(op, None, x, 1)) or x + 1, backend="eager")(X)
-    assert names == ["reference"]
-    assert not backends._tuner._known
+def test_a_candidate_that_fails_leaves_the_prior(probe, tuner):
+    function = probe.op.function
+
+    def fails(x, option=1, *, backend=None):
+        if choose(probe.op, backend, x, option) == "cpu":
+            raise MemoryError("no room")
+        return function(x, option, backend=backend)
+
+    probe.op.__dict__["function"] = fails
+    probe.op.function(X)
+    assert probe.ran[-1] == "reference"
+    assert "not measured: MemoryError: no room" in str(genimg.explain("probe", X))
+    count = len(probe.ran)
+    probe.op.function(X)
+    assert len(probe.ran) == count + 1
 
 
 @native
-def test_nothing_that_a_call_writes_is_touched_by_measuring():
+def test_nothing_that_a_call_writes_is_touched_by_measuring(begin):
+    begin()
     x = torch.randn(8, 4, 8, 8, requires_grad=True)
+    calls = []
+    x.register_hook(lambda grad: calls.append("hook"))
     state = [torch.zeros(4), torch.ones(4)]
     y = genimg.ops.batch_norm_act(x, *state, training=True)
+    assert tuning.current().store.all(torch.device("cpu"))
     expected = [torch.zeros(4), torch.ones(4)]
     genimg.ops.batch_norm_act(x, *expected, training=True, backend="reference")
     for got, right in zip(state, expected, strict=True):
         torch.testing.assert_close(got, right)
+    assert x.grad is None
+    assert x._version == 0
+    assert calls == []
     y.sum().backward()
-    assert x.grad is not None
+    assert calls == ["hook"]
 
     mu, logvar = torch.randn(4, 8), torch.randn(4, 8)
     left = []
-    for tuned in (True, False):
-        genimg.autotune(tuned)
+    for measures in (True, False):
+        begin(measures)
         generator = torch.Generator().manual_seed(5)
         torch.manual_seed(6)
         genimg.ops.reparam_kl(mu, logvar, generator=generator, backend=None)
@@ -220,52 +425,50 @@ def test_nothing_that_a_call_writes_is_touched_by_measuring():
 
 
 @native
-def test_a_stack_against_its_layers():
-    """PyTorch's candidate for a stack is its layers, each of which is measured too."""
+def test_inference_mode_and_checkpointing(tuner):
+    x = torch.randn(2, 8, 4, 4)
+    weight = torch.randn(8, 6, 4, 4, requires_grad=True)
+    with torch.inference_mode():
+        genimg.ops.conv_transpose2d(x, weight, None, 2, 1)
+    assert tuner.store.all(torch.device("cpu"))
+    x.requires_grad_()
+    for reentrant in (True, False):
+        y = torch.utils.checkpoint.checkpoint(
+            genimg.ops.conv_transpose2d, x, weight, None, 2, 1, use_reentrant=reentrant
+        )
+        y.sum().backward()
+
+
+@native
+def test_a_stacks_layers_are_decided_before_it_is(tuner, clock, monkeypatch):
+    """PyTorch's candidate for a stack is its layers, each by what is decided for it."""
     x = torch.randn(2, 8, 4, 4, requires_grad=True)
     weight = torch.randn(8, 6, 4, 4, requires_grad=True)
     block = ConvBlock(Direction.UP, weight, None, 2, 1)
+    kept = []
+    keep = DecisionStore.keep
+
+    def record(self, device, decisions):
+        kept.extend(kind.call.split("'")[1] for kind in decisions)
+        keep(self, device, decisions)
+
+    monkeypatch.setattr(DecisionStore, "keep", record)
     y = genimg.ops.conv_stack(x, [block], training=True)
     expected = genimg.ops.conv_stack(x, [block], training=True, backend="reference")
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
-    measured = {key[0] for key, times in backends._tuner._known.items() if times}
-    assert measured >= {"conv_stack", "conv_transpose2d"}
+    assert kept == ["conv_transpose2d", "conv_stack"]
     assert weight.grad is None
 
 
-def test_errors_are_the_calls_own():
+def test_errors_are_the_calls_own(tuner):
     with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
         genimg.ops.conv2d(torch.randn(1, 3, 2, 2), torch.randn(4, 3, 5, 5))
     with pytest.raises(ValueError, match="more than 1 value"):
         genimg.ops.batch_norm_act(torch.randn(1, 3, 1, 1), None, None, training=True)
 
 
-def test_not_where_a_time_means_nothing(probe):
-    op, ran = probe
-    for x in (torch.empty(3, device="meta"), torch.empty(0)):
-        op.function(x)
-    torch.func.vmap(lambda x: op.function(x))(torch.zeros(2, 3))
-    with torch.utils.flop_counter.FlopCounterMode(display=False):
-        op.function(X)
-    assert set(ran) == {"reference"}
-
-
-def test_capture_takes_what_is_known(probe, monkeypatch):
-    """And measures nothing: waiting for the device would end the capture."""
-    op, ran = probe
-    monkeypatch.setattr("genimg.tuning._is_capturing", lambda x: True)
-    op.function(X)
-    assert ran == ["reference"]
-    monkeypatch.setattr("genimg.tuning._is_capturing", lambda x: False)
-    op.function(X)
-    ran.clear()
-    monkeypatch.setattr("genimg.tuning._is_capturing", lambda x: True)
-    op.function(X)
-    assert ran == ["cpu"]
-
-
 @native
-def test_a_converted_model_trains():
+def test_a_converted_model_trains(tuner):
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.ConvTranspose2d(6, 8, 4, 2, 1, bias=False),
@@ -283,21 +486,36 @@ def test_a_converted_model_trains():
     got.sum().backward()
 
 
+CODE = """
+import torch, genimg
+x = torch.randn(4, 8)
+genimg.ops.reparam_kl(x, x)
+print(genimg.explain("reparam_kl", x, x))
+"""
+
+
 @native
 def test_by_the_environment(tmp_path):
-    code = (
-        "import torch, genimg; x = torch.randn(4, 8); "
-        "genimg.ops.reparam_kl(x, x); print(genimg.explain('reparam_kl', x, x))"
-    )
-    given = {"GENIMG_AUTOTUNE": "1", "GENIMG_CACHE": str(tmp_path), "GENIMG_LOG": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **given},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert "measured: " in done.stdout
-    assert "reparam_kl: measured " in done.stderr
-    assert len(list(tmp_path.iterdir())) == 1
+    """A process that measures, one that finds it decided, and one that may not measure."""
+
+    def run(folder, autotune):
+        given = {"GENIMG_AUTOTUNE": autotune, "GENIMG_CACHE": str(folder), "GENIMG_LOG": "1"}
+        return subprocess.run(
+            [sys.executable, "-c", CODE],
+            env={**os.environ, **given},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+
+    first, second = (run(tmp_path / "cache", "1") for _ in range(2))
+    assert "measured: " in first.stdout
+    assert "reparam_kl: measured " in first.stderr
+    assert "measured: " in second.stdout
+    assert "reparam_kl: measured " not in second.stderr
+    (path,) = (tmp_path / "cache").glob("*.json")
+    assert len(json.loads(path.read_text())["decisions"]) == 1
+    off = run(tmp_path / "other", "0")
+    assert "GENIMG_AUTOTUNE=0: nothing is measured" in off.stdout
+    assert not (tmp_path / "other").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,6 +122,20 @@ def formats_of(
         if fits_both_formats(shape) and (elementwise or max(shape[1:]) == 1):
             layout = torch.contiguous_format
     return formats, layout
+
+
+def stack_parts(x: Tensor, blocks: Sequence[ConvBlock], training: bool) -> Sequence[Any]:
+    """The tensors and options of a stack in a row, as ``Op.parts`` gives them."""
+    parts: list[Any] = [x, training]
+    for block in blocks:
+        parts += (block.direction.value, block.weight, block.bias, block.stride, block.padding)
+        parts += (block.output_padding, block.dilation, block.groups)
+        parts += (block.activation.value, block.negative_slope)
+        norm = block.norm
+        if norm is not None:
+            parts += (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.momentum)
+            parts += (norm.eps, norm.training, norm.num_batches_tracked)
+    return parts
 
 
 def check_type(name: str, block: object) -> None:

@@ -38,6 +38,7 @@ from genimg.ops.conv_block import (
     pack,
     refuse_blocks,
     restore,
+    stack_parts,
 )
 from genimg.ops.conv_refusals import refuse_native, refuse_on_triton
 from genimg.ops.conv_rules import why_slower_stack
@@ -459,4 +460,5 @@ CONV_STACK = Op(
     ),
     work=conv_stack_work,
     error_factor=CONVOLUTION_ERROR_FACTOR,
+    parts=stack_parts,
 )

@@ -168,6 +168,14 @@ def _work(mode: str, grad: Sequence[str], mu: Tensor, logvar: Tensor, **_: Any) 
     return kernels if mode == FORWARD else [*kernels, passes(mu, 40, 5, per_sample)]
 
 
+def _parts(
+    mu: Tensor, logvar: Tensor, generator: torch.Generator | None, sample: bool
+) -> Sequence[Any]:
+    """``logvar`` has the batch of ``mu``, too: only the facts in which it may differ."""
+    alike = logvar.stride() == mu.stride() and logvar.dtype == mu.dtype
+    return mu, alike, logvar.requires_grad, generator is None, sample
+
+
 _CPP = (_cpp_fwd, _cpp_bwd, _refuse)
 _TRITON = (_triton_fwd, _triton_bwd, _refuse)
 
@@ -182,4 +190,5 @@ REPARAM_KL = Op(
         Impl("triton", triton_runtime.DEVICES, *_TRITON, not_measured, dtypes=GPU_DTYPES),
     ),
     work=_work,
+    parts=_parts,
 )

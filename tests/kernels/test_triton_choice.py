@@ -12,11 +12,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import genimg
-from genimg import tuning
+from genimg import isolation, tuning
 from genimg.backends import BACKENDS
+from genimg.budget import Budget
+from genimg.decisions import DecisionStore, cache_folder
 from genimg.kernels.triton import runtime
 from genimg.kernels.triton.conv import tile_tuner
 from genimg.ops import BatchNorm, ConvBlock, Direction
+from genimg.trial import MOST_ROUNDS, Trial
 
 pytestmark = pytest.mark.skipif(runtime.MISSING is not None, reason=f"{runtime.MISSING}")
 if runtime.MISSING is None:
@@ -30,25 +33,34 @@ CONTRACTIONS = ("conv_fprop", "conv_dgrad", "conv_dgrad_few", "conv_wgrad")
 
 
 class Clock:
-    """Replaces genimg.timing: runs each candidate once and returns its time."""
+    """Replaces the trials of candidates: runs each once and gives it its time."""
 
     def __init__(self):
         self.milliseconds = {}
         self.measured = []
         self.is_current = False
 
-    def __call__(self, steps, device, seconds):
-        assert self.is_current
-        for run in steps.values():
-            run()
-        self.measured.append(list(steps))
-        return {name: self.milliseconds.get(name, 1.0) for name in steps}
+    def trial(self, names):
+        return GivenTrial(self, names)
 
     @contextmanager
     def current(self, device):
         self.is_current = True
         yield
         self.is_current = False
+
+
+class GivenTrial(Trial):
+    def __init__(self, clock, names):
+        super().__init__(names)
+        self.clock = clock
+
+    def round(self, seconds):
+        assert self.clock.is_current
+        self.clock.measured.append(list(self.samples))
+        for name in self.samples:
+            seconds(name)
+            self.samples[name] = [self.clock.milliseconds.get(name, 1.0) / 1e3] * MOST_ROUNDS
 
 
 @pytest.fixture
@@ -59,12 +71,20 @@ def clock(tmp_path, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(tile_sizes, "_INTERPRETED", tiles)
     monkeypatch.setattr(runtime, "INTERPRETED", False)
-    monkeypatch.setattr(tuning, "interleaved_medians", clock)
-    monkeypatch.setattr(tuning, "_current", clock.current)
+    monkeypatch.setattr(tuning, "Trial", clock.trial)
+    monkeypatch.setattr(isolation, "apart", clock.current)
     monkeypatch.setenv("GENIMG_CACHE", str(tmp_path))
-    genimg.autotune(True)
+    before = tuning.current()
+    torch.use_deterministic_algorithms(False)
+    begin()
     yield clock
-    genimg.autotune(False)
+    tuning.install(before)
+
+
+def begin(measures=True):
+    """As another process would."""
+    store = DecisionStore(cache_folder())
+    tuning.install(tuning.Tuner(store, Budget(lambda: 0.0), measures=measures))
 
 
 def module_of(contraction):
@@ -109,10 +129,10 @@ def test_the_fastest_is_taken(clock, launched, fast):
     clock.milliseconds = {NAMES[fast]: 0.5}
     expected = conv2d()
     assert clock.measured == [[NAMES[64], NAMES[32]]]
-    assert launched["conv_fprop"] == [64, 32, fast]
+    assert launched["conv_fprop"] == [32, 64, 64, 32, fast]  # to warm up, timed, and the call
     assert torch.equal(conv2d(), expected)
-    assert launched["conv_fprop"] == [64, 32, fast, fast]
-    genimg.autotune(False)
+    assert launched["conv_fprop"][5:] == [fast]
+    tuning.install(tuning.Tuner(DecisionStore(None), Budget(), measures=False))
     assert torch.equal(conv2d(), expected)
     assert launched["conv_fprop"][-1] == 64
 
@@ -158,47 +178,41 @@ def test_batches_share_a_decision_up_to_a_power_of_two(clock):
 def test_decisions_are_kept_for_a_triton(clock, launched, tmp_path, monkeypatch):
     clock.milliseconds = {NAMES[32]: 0.5}
     conv2d()
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.json")
     stored = json.loads(path.read_text())
     assert stored["for"]["triton"] == runtime.VERSION
-    assert [*stored["milliseconds"].values()] == [{NAMES[64]: 1.0, NAMES[32]: 0.5}]
-    genimg.autotune(True)  # as another process would begin
+    (decisions,) = stored["decisions"].values()
+    assert decisions["1"]["milliseconds"] == {NAMES[64]: 1.0, NAMES[32]: 0.5}
+    begin()
     conv2d()
     assert len(clock.measured) == 1
     assert launched["conv_fprop"][-1] == 32
     monkeypatch.setattr(runtime, "VERSION", "3.99.0")
-    genimg.autotune(True)
+    begin()
     conv2d()
     assert len(clock.measured) == 2
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.json"))) == 2
 
 
-@pytest.mark.parametrize(
-    "found", ["", '{"milliseconds": {', "{NAME: 0.1}"], ids=["empty", "broken", "another tile"]
-)
-def test_a_file_that_does_not_hold_the_candidates_is_measured_anew(clock, tmp_path, found):
+def test_another_tile_is_measured(clock, tmp_path):
     conv2d()
-    (path,) = tmp_path.iterdir()
-    if found.startswith("{NAME"):
-        stored = json.loads(path.read_text())
-        (key,) = stored["milliseconds"]
-        found = json.dumps({"milliseconds": {key: {NAMES[64]: 1.0, "gone": 0.1}}})
-    path.write_text(found)
-    genimg.autotune(True)
+    (path,) = tmp_path.glob("*.json")
+    path.write_text(path.read_text().replace(NAMES[32], "gone"))
+    begin()
     conv2d()
     assert len(clock.measured) == 2
 
 
 def test_capture_measures_nothing_and_takes_what_is_known(clock, launched, monkeypatch):
     clock.milliseconds = {NAMES[32]: 0.5}
-    monkeypatch.setattr(tuning, "_is_capturing", lambda x: True)
+    monkeypatch.setattr(isolation, "is_capturing", lambda x: True)
     conv2d()
     assert clock.measured == []
     assert launched["conv_fprop"] == [64]
-    monkeypatch.setattr(tuning, "_is_capturing", lambda x: False)
+    monkeypatch.setattr(isolation, "is_capturing", lambda x: False)
     conv2d()
     assert len(clock.measured) == 1
-    monkeypatch.setattr(tuning, "_is_capturing", lambda x: True)
+    monkeypatch.setattr(isolation, "is_capturing", lambda x: True)
     conv2d()
     assert launched["conv_fprop"][-1] == 32
 
@@ -239,9 +253,8 @@ def test_a_candidate_that_fails_leaves_the_table(clock, monkeypatch):
         return run
 
     expected = conv2d()
-    genimg.autotune(False)
     monkeypatch.setenv("GENIMG_CACHE", "/nowhere")
-    genimg.autotune(True)
+    begin()
     monkeypatch.setattr(conv_fprop, "launch", fails)
     assert torch.equal(conv2d(), expected)
 
