@@ -11,6 +11,7 @@ import roofline
 import torch
 from layers import LAYERS
 
+from genimg import tuning
 from genimg.backends import OPS, BackendError, Op
 from genimg.bench import PROVIDERS, make_step
 from genimg.check import devices, selected, told, worst
@@ -98,7 +99,12 @@ def time_provider(benchmark: Any, op: Op, case: Case, provider: str, mode: str) 
     benchmark.group = f"{op.name} {case.name} {mode}"
     describe(benchmark, op.name, case.name, mode, provider, provider)
     kernel = provider.removesuffix("_channels_last")
-    backend = selected(op, case, DTYPE, DEVICE) if provider in GENIMG else kernel
+    backend = kernel
+    if provider in GENIMG:
+        one = (mode.removesuffix("_gradient"),)
+        grad = {"forward": (), "forward_backward": case.grad}.get(mode, one)
+        tuning.decide(lambda: selected(op, case, DTYPE, DEVICE, grad))
+        backend = selected(op, case, DTYPE, DEVICE, grad)
     if backend in ("reference", *op.by_backend):
         try:
             error = check(op, case, backend)
@@ -130,10 +136,12 @@ def describe(benchmark: Any, op: str, case: str, mode: str, provider: str, backe
 
 
 def time_step(benchmark: Any, run: Callable[[], Any], rounds: int = 15) -> None:
-    """Median over rounds, warm and synchronised."""
+    """Median over rounds, warm and synchronised, after all that it chooses has been decided."""
+    tuning.decide(run)
 
     def timed() -> None:
         run()
         synchronize(DEVICE)
 
-    benchmark.pedantic(timed, rounds=rounds, warmup_rounds=3)
+    with tuning.current().still():
+        benchmark.pedantic(timed, rounds=rounds, warmup_rounds=3)

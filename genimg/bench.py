@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genimg import tuning
 from genimg.backends import OPS, Op
 from genimg.check import listed, reason, selected, told, worst
 from genimg.testing import Case, Error, Tensors, prepare
@@ -166,10 +167,15 @@ def measure(
     backward: bool = True,
     seconds: float = 1.0,
 ) -> Timing | Failure:
-    """Check a case, then time it; a wrong result has no speed, and is not timed."""
+    """Check a case, then time it; a wrong result has no speed, and is not timed.
+
+    What auto selects is decided by measurement before, as :func:`genimg.tune` decides it.
+    """
     backend, doing = "-", "choosing a backend"
     try:
-        backend = selected(op, case, dtype, device)
+        grad = case.grad if backward else ()
+        tuning.decide(partial(selected, op, case, dtype, device, grad))
+        backend = selected(op, case, dtype, device, grad)
         doing = "the check"
         judged = worst(op.compare(case, backend, dtype, device))
         if not judged.ok:
@@ -178,9 +184,10 @@ def measure(
         steps = {}
         for doing in providers:
             steps[doing] = make_step(op, case, doing, dtype, device, mode)
-            steps[doing]()  # compiles, so that what cannot be compiled is named
+            tuning.decide(steps[doing])  # compiles, so that what cannot be compiled is named
         doing = "the timing"
-        milliseconds = interleaved_medians(steps, device, seconds)
+        with tuning.current().still():
+            milliseconds = interleaved_medians(steps, device, seconds)
     except Exception as error:  # one case, whatever happens in it, must not cost the others
         return Failure(op.name, case.name, backend, f"{doing} ended in {reason(error)}")
     return Timing(op.name, case.name, backend, milliseconds, judged)

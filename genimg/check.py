@@ -183,8 +183,8 @@ def _check_on(
             yield row
 
 
-def selected(op: Op, case: Case, dtype: torch.dtype, device: str) -> str:
-    """The backend that auto takes for a case."""
+def selected(op: Op, case: Case, dtype: torch.dtype, device: str, grad: Iterable[str] = ()) -> str:
+    """The backend that auto takes for a case; ``grad`` names the inputs with gradients."""
     from genimg.explanation import explain
 
     found: list[str] = []
@@ -193,5 +193,8 @@ def selected(op: Op, case: Case, dtype: torch.dtype, device: str) -> str:
         found.append(explain(op.name, *args, **kwargs).selected)
         return op.reference(*args, **kwargs)
 
-    case.call(record, prepare(case, dtype, device))
+    tensors = prepare(case, dtype, device)
+    for name in grad:
+        tensors[name] = tensors[name].detach().requires_grad_()
+    case.call(record, tensors)
     return found[0]

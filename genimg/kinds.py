@@ -55,7 +55,8 @@ def call_of(op: str, parts: Sequence[Any]) -> tuple[tuple[Any, ...], int] | None
     """
     x = parts[0]
     grad = torch.is_grad_enabled()
-    facts: list[Any] = [op, "grad" if grad else "no grad"]
+    facts: list[Any] = []
+    trains = False
     for i, part in enumerate(parts):
         if isinstance(part, Tensor):
             if part.layout != torch.strided or part.is_nested:
@@ -64,14 +65,16 @@ def call_of(op: str, parts: Sequence[Any]) -> tuple[tuple[Any, ...], int] | None
             if not all(map(_is_static, sizes)) or (layout := _layout(part)) is None:
                 return None
             kind = (str(part.dtype).removeprefix("torch."), part.device.type)
-            trains = ("requires grad",) if grad and part.requires_grad else ()
-            facts.append((*kind, tuple(sizes), layout, *trains))
+            wanted = ("requires grad",) if grad and part.requires_grad else ()
+            trains = trains or bool(wanted)
+            facts.append((*kind, tuple(sizes), layout, *wanted))
         else:
             fact = _fact(part)
             if fact is None:
                 return None
             facts.append(fact)
-    return tuple(facts), batch_of(x.shape[0]) if x.dim() else 1
+    mode = "forward and backward" if trains else "forward"
+    return (op, mode, *facts), batch_of(x.shape[0]) if x.dim() else 1
 
 
 def batch_of(size: int) -> int:

@@ -7,7 +7,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,6 +76,16 @@ def install(tuner: Tuner) -> None:
 def current() -> Tuner:
     """The tuner that decides."""
     return _current
+
+
+def decide(run: Callable[[], Any]) -> None:
+    """Run something and measure all that is met in it, however long it takes.
+
+    Nothing is measured where ``autotune(False)`` has said so: it runs all the same.
+    """
+    tuner = _current
+    with tuner.deciding() if tuner.measures else nullcontext():
+        run()
 
 
 class _Here(threading.local):
@@ -165,13 +175,20 @@ class Tuner:
     def deciding(self) -> Iterator[None]:
         """Measure inside whatever is met, for as long as it takes."""
         before, self.measures = self.measures, True
-        self.forget()
         try:
             with self.budget.unlimited():
                 yield
         finally:
             self.measures = before
-            self.forget()
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Measure nothing inside: what is timed there is the program alone."""
+        before, self.measures = self.measures, False
+        try:
+            yield
+        finally:
+            self.measures = before
 
     def tile(
         self,

@@ -173,7 +173,8 @@ def _parts(
 ) -> Sequence[Any]:
     """``logvar`` has the batch of ``mu``, too: only the facts in which it may differ."""
     alike = logvar.stride() == mu.stride() and logvar.dtype == mu.dtype
-    return mu, alike, logvar.requires_grad, generator is None, sample
+    trains = torch.is_grad_enabled() and logvar.requires_grad
+    return mu, alike, trains, generator is None, sample
 
 
 _CPP = (_cpp_fwd, _cpp_bwd, _refuse)
