@@ -2,12 +2,12 @@
 
 Every op keeps a table of kernels (:class:`Impl`) beside its reference. A kernel answers two
 questions in one readable sentence each: ``why_not`` (it does not support this call) and
-``why_slower`` (it does, but PyTorch was measured to be at least as fast here). Auto takes the first
-kernel with neither; a backend that is named runs unless ``why_not`` speaks, and then that sentence
+``why_slower`` (it does, but by genimg/priors.py PyTorch is expected to be as fast). Auto takes what
+was measured to be the fastest (genimg/tuning.py), and where nothing was measured the first kernel
+with neither answer; a backend that is named runs unless ``why_not`` speaks, and then that sentence
 is raised.
 ``why_not`` is one sequence for every op (:meth:`Op.why_not`, :meth:`Impl.why_not`): device,
-transforms, availability, dtype, and then the op's own predicate. ``genimg.autotune`` has auto
-decide by measurement instead.
+transforms, availability, dtype, and then the op's own predicate.
 The reference is plain PyTorch, never refuses, and is thereby also the vendor path (oneDNN, cuDNN).
 
 The choice is plain Python over shape, dtype, layout and device, so ``torch.compile`` traces
@@ -110,7 +110,7 @@ class Impl:
         backend: a name of :data:`BACKENDS`.
         devices: the types of device whose tensors it takes.
         refuse: the op's own predicate: why the kernel does not support a call, or None.
-        why_slower: why PyTorch is at least as fast, or None.
+        why_slower: why PyTorch is expected to be as fast where nothing was measured, or None.
         dtypes: the dtypes of the first tensor that it supports.
         missing: why the backend cannot run here; by default its own answer.
     """
@@ -311,16 +311,6 @@ def use_backend(backend: str | None) -> Iterator[None]:
         yield
     finally:
         _selected = before
-
-
-def is_below(size: int, limit: int) -> bool:
-    """Whether a call is too small for a kernel; an exported graph is for every size."""
-    return not torch.compiler.is_exporting() and size < limit
-
-
-def not_measured(*args: Any) -> str | None:
-    """``why_slower`` of a kernel that no GPU has timed yet: auto passes it over, a name runs it."""
-    return "not yet measured on a GPU, where PyTorch's kernels may be faster"
 
 
 def asked(backend: str | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genimg import environment
+from genimg import environment, priors
 from genimg.backends import (
     BACKENDS,
     FROM_ENVIRONMENT,
@@ -114,8 +114,13 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         decided = f"measurement, by {by}"
     elif is_auto:
         why = current().why_undecided(entry, call) if decides else "nothing is measured here"
-        decided = f"the priors; {why}"
+        decided = f"the priors of {_machines(call[0])}; {why}"
     return Explanation(name, tuple(rows), decided, tuple(_switches(entry, backend, call[0])))
+
+
+def _machines(x: Any) -> str:
+    on_gpu = isinstance(x, Tensor) and x.device.type == "cuda"
+    return "a GPU" if on_gpu else priors.CPU.name
 
 
 def _switches(op: Op, backend: str | None, x: Any) -> Iterator[str]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import genimg
-from genimg import _native, terminal
+from genimg import _native, priors, terminal, tuning
 from genimg.backends import BACKENDS, OPS, REFERENCE
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.machine import cpu_name
@@ -53,6 +53,7 @@ def collect() -> Facts:
         "gpus": _gpus(),
         "backends": _backends(),
         "ops": {name: [*op.by_backend, REFERENCE] for name, op in OPS.items()},
+        "choice": _choice(),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
     }
 
@@ -216,6 +217,21 @@ def _serving(backend: str, isa: str | None) -> str:
     return "plain PyTorch" if backend == REFERENCE else "runs tensors on the GPU"
 
 
+def _choice() -> Facts:
+    """What auto goes by: measured decisions, and the priors of this class of machines."""
+    tuner = tuning.current()
+    device = torch.device("cpu")
+    path = tuner.store.path(device)
+    return {
+        "machines": priors.CPU.name,
+        "evidence": [*priors.CPU.evidence, priors.GPU_EVIDENCE],
+        "priors": "genimg/priors.py",
+        "decisions": None if path is None else str(path),
+        "decided": len(tuner.store.all(device)),
+        "measures": tuner.measures,
+    }
+
+
 def render(facts: Facts) -> str:
     """The facts as a page of text."""
     versions, system, build = facts["versions"], facts["system"], facts["build"]
@@ -252,10 +268,22 @@ def render(facts: Facts) -> str:
     for op, served in facts["ops"].items():
         marks = "".join(f"{'yes' if name in served else '-':<11}" for name in BACKENDS)
         lines.append(f"{op:<18}{marks}")
+    lines += _render_choice(facts["choice"])
     lines += ["", "environment"]
     for name, value in facts["environment"].items():
         lines.append(f"  {name:<22}{'not set' if value is None else value}")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _render_choice(choice: Facts) -> list[str]:
+    measures = "what is new is measured" if choice["measures"] else "nothing is measured"
+    decided = f"{choice['decided']} measured decisions in {choice['decisions'] or 'no file'}"
+    return [
+        "",
+        f"choice    {decided}; {measures}",
+        f"          priors for the rest: {choice['machines']} ({choice['priors']})",
+        *(f"          - {sentence}" for sentence in choice["evidence"]),
+    ]
 
 
 def _render_gpus(gpus: Facts) -> list[str]:

@@ -23,6 +23,8 @@ if not torch.cuda.is_available():
 import emulator
 import pytest
 
+from genimg import priors
+
 # A shell that starts us in the background has SIGINT ignored; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -78,6 +80,12 @@ def _poisoned_memory():
     yield
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch: pytest.MonkeyPatch):
+    """The priors of one class of machines, whatever the tests run on."""
+    monkeypatch.setattr(priors, "CPU", priors.AVX512)
 
 
 @pytest.fixture(autouse=True)

@@ -45,6 +45,7 @@ ROOMS = (
         "kinds",
         "isolation",
         "backends",
+        "priors",
         "kernels",
         "conv_blocks",
         "_native",

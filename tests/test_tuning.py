@@ -253,7 +253,7 @@ class TestBudget:
         probe.seconds = {"cpu": 0.3, "reference": 0.33}
         assert probe(X)[-1] == "reference"
         assert probe(X) == ["reference"]
-        assert "the priors; measured in 1 of 5 rounds" in str(genimg.explain("probe", X))
+        assert "without AMX; measured in 1 of 5 rounds" in genimg.explain("probe", X).decided
         for _ in range(10):
             clock.now += 100.0
             last = probe(X)
@@ -366,9 +366,10 @@ def test_names_win(probe, tuner):
 
 def test_explain_shows_the_times_and_who_decides(probe, begin):
     begin(measures=False)
-    table = str(genimg.explain("probe", X))
-    assert "decided by the priors; nothing was measured: autotune is off" in table
-    assert "nothing is measured; stored decisions and priors select" in table
+    table = genimg.explain("probe", X)
+    assert table.decided.startswith("the priors of x86-64, AVX-512 without AMX; nothing was ")
+    assert table.decided.endswith("measured: autotune is off")
+    assert "nothing is measured; stored decisions and priors select" in str(table)
     begin()
     table = genimg.explain("probe", X)
     assert table.selected == "cpu"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genimg import _native, reference
+from genimg import _native, priors, reference
 from genimg.backends import (
     CPU_DTYPES,
     GPU_DTYPES,
@@ -19,8 +19,6 @@ from genimg.backends import (
     Op,
     choose,
     dtype_name,
-    is_below,
-    not_measured,
 )
 from genimg.cases.batch_norm_act import CASES
 from genimg.kernels.triton import runtime as triton_runtime
@@ -29,15 +27,6 @@ from genimg.ops.autograd import needs_reference, recompute_grads
 from genimg.ops.checks import goes_to_torch
 from genimg.testing.kinks import Kink, affine_kink
 from genimg.work import FORWARD, Work, passes
-
-# From here on the kernel was measured to win, forward and backward, on 2 cores: elements of a
-# tensor in channels_last memory and of another, channels of the first, values a plane of the
-# second. In bfloat16 PyTorch's own is faster in planes.
-_WORTH_IN_PIXELS = 2**18
-_WORTH_IN_PLANES = 2**20
-_WORTH_IN_PLANES_BFLOAT16 = 2**22
-_CHANNELS = 16
-_PLANE = 64
 
 
 def batch_norm_act(
@@ -350,17 +339,8 @@ def _refuse_size(x: Tensor) -> str | None:
 
 
 def _why_slower_cpu(x: Tensor, *_: Any) -> str | None:
-    """Figures: benchmarks/README.md."""
     pixels = x.dim() == 2 or (x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1)
-    in_planes = _WORTH_IN_PLANES_BFLOAT16 if x.dtype == torch.bfloat16 else _WORTH_IN_PLANES
-    worth = _WORTH_IN_PIXELS if pixels else in_planes
-    if is_below(x.numel(), worth):
-        return f"below {worth:,} elements the call costs more than the fusion saves"
-    if pixels and x.shape[1] < _CHANNELS:
-        return f"in channels_last memory, with fewer than {_CHANNELS} channels, PyTorch's is faster"
-    if not pixels and x.numel() < _PLANE * x.shape[0] * x.shape[1]:
-        return f"for planes of fewer than {_PLANE} values PyTorch's is faster"
-    return None
+    return priors.of_batch_norm(x.dtype, x.numel(), x.shape[1], x.shape[0] * x.shape[1], pixels)
 
 
 def _triton_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -420,7 +400,7 @@ def _work(
 
 
 _CPP = (_cpp_fwd, _cpp_bwd)
-_TRITON = (_triton_fwd, _triton_bwd, _refuse, not_measured)
+_TRITON = (_triton_fwd, _triton_bwd, _refuse, priors.of_gpu)
 
 BATCH_NORM_ACT = Op(
     "batch_norm_act",
@@ -428,7 +408,7 @@ BATCH_NORM_ACT = Op(
     reference.batch_norm_act,
     CASES,
     impls=(
-        Impl("cuda", ("cuda",), *_CPP, _refuse_cuda, not_measured, dtypes=GPU_DTYPES),
+        Impl("cuda", ("cuda",), *_CPP, _refuse_cuda, priors.of_gpu, dtypes=GPU_DTYPES),
         Impl("cpu", ("cpu",), *_CPP, _refuse, _why_slower_cpu, dtypes=CPU_DTYPES),
         Impl("triton", triton_runtime.DEVICES, *_TRITON, dtypes=GPU_DTYPES),
     ),

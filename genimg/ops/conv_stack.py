@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genimg import _native, reference
-from genimg.backends import CPU_DTYPES, GPU_DTYPES, REFERENCE, Impl, Op, choose, not_measured
+from genimg import _native, priors, reference
+from genimg.backends import CPU_DTYPES, GPU_DTYPES, REFERENCE, Impl, Op, choose
 from genimg.cases.conv_stack import CASES
 from genimg.conv_blocks import (
     NEEDS_OTHERS,
@@ -446,7 +446,7 @@ def _refuse(
 
 
 _CPP = (_cpp_fwd, _cpp_bwd, _refuse(refuse_native))
-_TRITON = (_triton_fwd, _triton_bwd, _refuse(refuse_on_triton), not_measured)
+_TRITON = (_triton_fwd, _triton_bwd, _refuse(refuse_on_triton), priors.of_gpu)
 
 CONV_STACK = Op(
     "conv_stack",
@@ -454,7 +454,7 @@ CONV_STACK = Op(
     reference.conv_stack,
     CASES,
     impls=(
-        Impl("cuda", ("cuda",), *_CPP, not_measured, dtypes=GPU_DTYPES),
+        Impl("cuda", ("cuda",), *_CPP, priors.of_gpu, dtypes=GPU_DTYPES),
         Impl("cpu", ("cpu",), *_CPP, why_slower_stack, dtypes=CPU_DTYPES),
         Impl("triton", triton_runtime.DEVICES, *_TRITON, dtypes=GPU_DTYPES),
     ),

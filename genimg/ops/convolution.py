@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genimg.backends import CPU_DTYPES, GPU_DTYPES, OPS, Impl, not_measured
+from genimg import priors
+from genimg.backends import CPU_DTYPES, GPU_DTYPES, OPS, Impl
 from genimg.kernels.triton import runtime as triton_runtime
 from genimg.memory_format import in_format, suggested_format
 from genimg.ops.autograd import needed_grads, needs_reference, recompute_grads
@@ -115,9 +116,9 @@ def conv_impls(
     native = (cpp_fwd, cpp_bwd, refuse(refuse_native))
     triton = (triton_fwd, triton_bwd, refuse(refuse_on_triton))
     return (
-        Impl("cuda", ("cuda",), *native, not_measured, dtypes=GPU_DTYPES),
+        Impl("cuda", ("cuda",), *native, priors.of_gpu, dtypes=GPU_DTYPES),
         Impl("cpu", ("cpu",), *native, about(why_slower_cpu), dtypes=CPU_DTYPES),
-        Impl("triton", triton_runtime.DEVICES, *triton, not_measured, dtypes=GPU_DTYPES),
+        Impl("triton", triton_runtime.DEVICES, *triton, priors.of_gpu, dtypes=GPU_DTYPES),
     )
 
 

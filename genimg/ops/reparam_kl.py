@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genimg import _native, reference
+from genimg import _native, priors, reference
 from genimg.backends import (
     CPU_DTYPES,
     GPU_DTYPES,
@@ -17,7 +17,6 @@ from genimg.backends import (
     Op,
     choose,
     dtype_name,
-    not_measured,
 )
 from genimg.cases.reparam_kl import CASES
 from genimg.kernels.triton import runtime as triton_runtime
@@ -186,9 +185,9 @@ REPARAM_KL = Op(
     reference.reparam_kl,
     CASES,
     impls=(
-        Impl("cuda", ("cuda",), *_CPP, not_measured, dtypes=GPU_DTYPES),
+        Impl("cuda", ("cuda",), *_CPP, priors.of_gpu, dtypes=GPU_DTYPES),
         Impl("cpu", ("cpu",), *_CPP, dtypes=CPU_DTYPES),
-        Impl("triton", triton_runtime.DEVICES, *_TRITON, not_measured, dtypes=GPU_DTYPES),
+        Impl("triton", triton_runtime.DEVICES, *_TRITON, priors.of_gpu, dtypes=GPU_DTYPES),
     ),
     work=_work,
     parts=_parts,

@@ -10,10 +10,10 @@ import torch
 from op_checks import FLOATS, assert_case, case_of, needs_triton, small_cases
 
 import genimg
-from genimg import _native
+from genimg import _native, priors
 from genimg.conv_blocks import NEEDS_OTHERS, NEEDS_WEIGHT, NormMode, PackedBlocks
 from genimg.kernels.triton import runtime as triton_runtime
-from genimg.ops import Activation, BatchNorm, ConvBlock, Direction, conv_rules
+from genimg.ops import Activation, BatchNorm, ConvBlock, Direction
 from genimg.ops.conv_block import pack, restore
 from genimg.testing import prepare
 
@@ -387,7 +387,8 @@ def test_a_stack_that_no_kernel_serves_still_has_its_fused_norms():
 @pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
 @pytest.mark.parametrize("has", [False, True])
 def test_auto_leaves_bfloat16_to_dot_products(monkeypatch, has):
-    monkeypatch.setattr(conv_rules, "_BF16_DOT_PRODUCTS", has)
+    machines = replace(priors.CPU, bfloat16_products=has)
+    monkeypatch.setattr(priors, "CPU", machines)
     x, weight = torch.randn(2, 64, 8, 8).bfloat16(), torch.randn(64, 32, 4, 4).bfloat16()
     block = ConvBlock(Direction.UP, weight, None, 2, 1)
     table = genimg.explain("conv_stack", x, [block], training=True)

@@ -1,13 +1,14 @@
 """Transposed convolution."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from op_checks import FLOATS, assert_case, small_cases
 
 import genimg
-from genimg import _native
-from genimg.ops import conv_rules
+from genimg import _native, priors
 from genimg.ops.conv_rules import why_slower_cpu
 from genimg.ops.geometry import Geometry
 
@@ -107,7 +108,8 @@ def test_auto_trains_a_lone_last_layer_in_channels_last_only():
 @pytest.mark.parametrize("has", [False, True])
 def test_auto_leaves_bfloat16_to_dot_products(monkeypatch, has):
     """With dot products PyTorch's convolutions are faster, except the last layer's forward."""
-    monkeypatch.setattr(conv_rules, "_BF16_DOT_PRODUCTS", has)
+    machines = dataclasses.replace(priors.CPU, bfloat16_products=has)
+    monkeypatch.setattr(priors, "CPU", machines)
 
     def selected(x, weight, needs_grad):
         x = torch.empty(x, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
