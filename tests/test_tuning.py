@@ -8,26 +8,15 @@ import threading
 
 import pytest
 import torch
+from measured import Clock, Probe, processes
 from torch.utils.flop_counter import FlopCounterMode
 
 import genimg
 from genimg import _native, budget, isolation, trial, tuning
-from genimg.backends import OPS, Impl, Op, choose
+from genimg.backends import OPS, choose
 from genimg.budget import Budget
-from genimg.decisions import DecisionStore
-from genimg.ops import ConvBlock, Direction
 
 native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
-
-
-class Clock:
-    """Stands still, but for what the tests add to it."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
@@ -37,59 +26,13 @@ def clock():
 
 @pytest.fixture
 def begin(tmp_path, clock):
-    """Begins as another process would, with what is on disk."""
-    before = tuning.current()
-    torch.use_deterministic_algorithms(False)
-
-    def begin(measures=True):
-        tuner = tuning.Tuner(DecisionStore(tmp_path / "cache"), Budget(clock), measures=measures)
-        tuning.install(tuner)
-        return tuner
-
-    yield begin
-    tuning.install(before)
+    with processes(tmp_path / "cache", clock) as begin:
+        yield begin
 
 
 @pytest.fixture
 def tuner(begin):
     return begin()
-
-
-class Probe:
-    """An op of two candidates: ``seconds`` of each are what the clock advances by."""
-
-    def __init__(self, clock):
-        self.ran = []
-        self.seconds = {"cpu": 0.001, "reference": 0.002, "cuda": 0.0005}
-        self.clock = clock
-
-        def function(x, option=1, *, backend=None):
-            name = choose(self.op, backend, x, option)
-            self.ran.append(name)
-            self.clock.now += self.seconds[name]
-            return x.clone()
-
-        self.op = Op("probe", function, function, (), (self.impl("cpu"),))
-
-    def impl(self, backend):
-        def unused(*args):
-            raise AssertionError
-
-        return Impl(
-            backend,
-            ("cpu",),
-            unused,
-            unused,
-            why_slower=lambda *_: "the prior",
-            dtypes=(torch.float32, torch.float64),
-            missing=lambda _: None,
-        )
-
-    def __call__(self, *args, **kwargs):
-        """The candidates that ran, the last for the call itself."""
-        self.ran.clear()
-        self.op.function(*args, **kwargs)
-        return list(self.ran)
 
 
 @pytest.fixture
@@ -392,99 +335,6 @@ def test_a_candidate_that_fails_leaves_the_prior(probe, tuner):
     count = len(probe.ran)
     probe.op.function(X)
     assert len(probe.ran) == count + 1
-
-
-@native
-def test_nothing_that_a_call_writes_is_touched_by_measuring(begin):
-    begin()
-    x = torch.randn(8, 4, 8, 8, requires_grad=True)
-    calls = []
-    x.register_hook(lambda grad: calls.append("hook"))
-    state = [torch.zeros(4), torch.ones(4)]
-    y = genimg.ops.batch_norm_act(x, *state, training=True)
-    assert tuning.current().store.all(torch.device("cpu"))
-    expected = [torch.zeros(4), torch.ones(4)]
-    genimg.ops.batch_norm_act(x, *expected, training=True, backend="reference")
-    for got, right in zip(state, expected, strict=True):
-        torch.testing.assert_close(got, right)
-    assert x.grad is None
-    assert x._version == 0
-    assert calls == []
-    y.sum().backward()
-    assert calls == ["hook"]
-
-    mu, logvar = torch.randn(4, 8), torch.randn(4, 8)
-    left = []
-    for measures in (True, False):
-        begin(measures)
-        generator = torch.Generator().manual_seed(5)
-        torch.manual_seed(6)
-        genimg.ops.reparam_kl(mu, logvar, generator=generator, backend=None)
-        genimg.ops.reparam_kl(mu, logvar)
-        left.append(torch.stack([torch.rand(3), torch.rand(3, generator=generator)]))
-    assert torch.equal(*left)
-
-
-@native
-def test_inference_mode_and_checkpointing(tuner):
-    x = torch.randn(2, 8, 4, 4)
-    weight = torch.randn(8, 6, 4, 4, requires_grad=True)
-    with torch.inference_mode():
-        genimg.ops.conv_transpose2d(x, weight, None, 2, 1)
-    assert tuner.store.all(torch.device("cpu"))
-    x.requires_grad_()
-    for reentrant in (True, False):
-        y = torch.utils.checkpoint.checkpoint(
-            genimg.ops.conv_transpose2d, x, weight, None, 2, 1, use_reentrant=reentrant
-        )
-        y.sum().backward()
-
-
-@native
-def test_a_stacks_layers_are_decided_before_it_is(tuner, clock, monkeypatch):
-    """PyTorch's candidate for a stack is its layers, each by what is decided for it."""
-    x = torch.randn(2, 8, 4, 4, requires_grad=True)
-    weight = torch.randn(8, 6, 4, 4, requires_grad=True)
-    block = ConvBlock(Direction.UP, weight, None, 2, 1)
-    kept = []
-    keep = DecisionStore.keep
-
-    def record(self, device, decisions):
-        kept.extend(kind.call.split("'")[1] for kind in decisions)
-        keep(self, device, decisions)
-
-    monkeypatch.setattr(DecisionStore, "keep", record)
-    y = genimg.ops.conv_stack(x, [block], training=True)
-    expected = genimg.ops.conv_stack(x, [block], training=True, backend="reference")
-    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
-    assert kept == ["conv_transpose2d", "conv_stack"]
-    assert weight.grad is None
-
-
-def test_errors_are_the_calls_own(tuner):
-    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
-        genimg.ops.conv2d(torch.randn(1, 3, 2, 2), torch.randn(4, 3, 5, 5))
-    with pytest.raises(ValueError, match="more than 1 value"):
-        genimg.ops.batch_norm_act(torch.randn(1, 3, 1, 1), None, None, training=True)
-
-
-@native
-def test_a_converted_model_trains(tuner):
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.ConvTranspose2d(6, 8, 4, 2, 1, bias=False),
-        torch.nn.BatchNorm2d(8),
-        torch.nn.LeakyReLU(0.2),
-        torch.nn.ConvTranspose2d(8, 3, 4, 2, 1),
-        torch.nn.Tanh(),
-    )
-    x = torch.randn(4, 6, 4, 4)
-    expected = model(x)
-    model[1].reset_running_stats()
-    genimg.convert(model)
-    got = model(x)
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    got.sum().backward()
 
 
 CODE = """
