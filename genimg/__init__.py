@@ -9,6 +9,7 @@ from pathlib import Path
 from genimg import nn, ops, reference
 from genimg.backends import BackendError, use_backend
 from genimg.explanation import explain
+from genimg.model_tuning import TuneReport, tune
 from genimg.nn import convert, restore
 from genimg.tuning import autotune
 
@@ -16,6 +17,7 @@ __version__ = (Path(__file__).parent / "VERSION").read_text(encoding="utf-8").st
 
 __all__ = [
     "BackendError",
+    "TuneReport",
     "autotune",
     "convert",
     "explain",
@@ -23,6 +25,7 @@ __all__ = [
     "ops",
     "reference",
     "restore",
+    "tune",
     "use_backend",
     "__version__",
 ]

@@ -6,9 +6,9 @@ import functools
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,6 +97,24 @@ class _Here(threading.local):
         self.is_open = False  # a call was met that is not decided
 
 
+class Met(NamedTuple):
+    """A call that was met while a model was tuned."""
+
+    op: str
+    device: torch.device
+    kind: Kind
+    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+
+
+class Overlay:
+    """Choices that hold for a while in place of the stored ones; None leaves one to the priors."""
+
+    def __init__(self, chosen: Mapping[Kind, str | None]) -> None:
+        self.chosen = dict(chosen)
+        self.known: dict[Hashable, _Known] = {}
+
+
 class _Known:
     """A call that was met before, by its quick key."""
 
@@ -126,6 +144,8 @@ class Tuner:
         self.measures = measures
         self.used: dict[str, Decisions] = {}  # device -> decisions that calls have taken
         self._known: dict[Hashable, _Known] = {}
+        self._overlay: Overlay | None = None
+        self._record: list[Met] | None = None
         self._trials: dict[Kind, Trial] = {}
         self._tiles: dict[Any, Tile] = {}
         self._here = _Here()
@@ -136,7 +156,13 @@ class Tuner:
         if op.name in self._here.candidates:
             return self._here.candidates[op.name]
         known = self._meet(op, args)
-        if known is None or known.is_closed:
+        if known is None:
+            return None
+        if self._record is not None and not self._here.candidates:
+            tensors = tuple(x for x in op.parts(*args) if isinstance(x, Tensor))
+            met = Met(op.name, args[0].device, known.kind, tuple(known.names), tensors)
+            self._record.append(met)
+        if known.is_closed:
             return None
         return known.backend or self._decide(op, args, known)
 
@@ -170,6 +196,26 @@ class Tuner:
     def forget(self) -> None:
         """Look every call up again: the store has changed."""
         self._known = {}
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Met]]:
+        """The calls that are met inside, but for those inside their candidates."""
+        found: list[Met] = []
+        self._record = found
+        try:
+            yield found
+        finally:
+            self._record = None
+
+    @contextmanager
+    def under(self, overlay: Overlay) -> Iterator[None]:
+        """Let the choices of ``overlay`` hold inside; they are not stored."""
+        before = self._known, self._overlay
+        self._known, self._overlay = overlay.known, overlay
+        try:
+            yield
+        finally:
+            self._known, self._overlay = before
 
     @contextmanager
     def deciding(self) -> Iterator[None]:
@@ -248,6 +294,9 @@ class Tuner:
     def _decide(self, op: Op, args: Sequence[Any], known: _Known) -> str | None:
         """What the store has, else what measuring gives, else what holds for a near batch."""
         device = args[0].device
+        if self._overlay is not None and known.kind in self._overlay.chosen:
+            known.backend = self._overlay.chosen[known.kind]
+            return known.backend
         decision = self._stored(device, known)
         if decision is None:
             known.met += 1

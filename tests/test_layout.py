@@ -33,7 +33,8 @@ TEXT = {
 
 # Each room imports only from those after it.
 ROOMS = (
-    *("__main__", "cli", "info", "bench", "check", "train", "models", "nn", "ops"),
+    *("__main__", "cli", "info", "bench", "check", "train", "models", "model_tuning"),
+    *("nn", "ops"),
     *(
         "cases",
         "reference",

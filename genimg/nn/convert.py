@@ -223,6 +223,11 @@ def restore(model: torch.nn.Module) -> Report:
     return Report(_apply(changes), (), tuple(skipped))
 
 
+def is_ours(module: torch.nn.Module) -> bool:
+    """Whether a module runs genimg's ops."""
+    return isinstance(module, (*_PLAIN, ReparamKL))
+
+
 def _apply(
     changes: list[tuple[str, torch.nn.Module, type[torch.nn.Module]]],
 ) -> tuple[Change, ...]:
