@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from genimg.train import checkpoint
+from genimg.train import checkpoint, choice
 from genimg.train.data import Images, Order, open_images
 from genimg.train.errors import NonFiniteError
 from genimg.train.files import held, make_folder, printable, remove_stale, write_whole
@@ -25,7 +25,7 @@ from genimg.train.gan import GANTrainer
 from genimg.train.images import COMPOSITE, SOFTWARE, Block, sheet, write_png
 from genimg.train.options import Options
 from genimg.train.progress import Progress
-from genimg.train.run import build_trainer
+from genimg.train.run import build_trainer, trial_step
 from genimg.train.sampling import draw, interpolate, latents, seed_for
 from genimg.train.vae import VAETrainer
 
@@ -114,6 +114,11 @@ def _train(options: Options, images: Images) -> _Trained:
     torch.set_num_threads(options.threads or 1)
     order = Order(len(images), options.batch_size, seed_for(options.seed, "order"))
     result = _Trained(build_trainer(options))
+    with choice.decided(trial_step(options, images), options.device):
+        return _steps(options, images, order, result)
+
+
+def _steps(options: Options, images: Images, order: Order, result: _Trained) -> _Trained:
     with Progress(options.steps, batch_size=options.batch_size, label=options.model) as progress:
         for step in range(1, options.steps + 1):
             x = images.batch(order.next()).to(options.device)

@@ -4,6 +4,7 @@
 
     runs/00001-gan-digits/
         options.json        what the run was asked for, and the data it found
+        decisions.json      the kernels that were measured to be the fastest, for `--resume`
         stats.jsonl         a line of means every --stats-every steps
         reals.png           some of the images it learns from
         fakes00010.png      what the fixed noise gives after 10 steps

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from genimg.models import gan, vae
-from genimg.train import checkpoint, folder
+from genimg.train import checkpoint, choice, folder
 from genimg.train.data import Images, Order, open_images
 from genimg.train.errors import (
     CheckpointError,
@@ -78,7 +78,9 @@ def start(
         with interrupt.writing():
             say(f"writing to {printable(place)}")
         run.write_options(place)
-        run.train(place, interrupt)
+        with choice.decided(trial_step(run.options, run.images), run.options.device) as decisions:
+            choice.record(place, decisions, run.options.device)
+            run.train(place, interrupt)
     return place
 
 
@@ -136,7 +138,8 @@ def resume(
             return None
         with Interrupt() as interrupt:
             run.write_options(place)
-            run.train(place, interrupt)
+            with choice.holding(choice.recorded(place), run.options.device):
+                run.train(place, interrupt)
     return place
 
 
@@ -172,6 +175,19 @@ def build_trainer(options: Options) -> GANTrainer | VAETrainer:
         return VAETrainer(model, recon=options.recon, beta=options.beta, **how)
     except ValueError as error:
         raise OptionError(str(error)) from error
+
+
+def trial_step(options: Options, images: Images) -> Callable[[], Any]:
+    """A training step of other networks of the same shapes, on images of noise."""
+    shape = (options.batch_size, images.channels, images.size, images.size)
+    made: list[GANTrainer | VAETrainer] = []
+
+    def step() -> Any:
+        if not made:
+            made.append(build_trainer(options))
+        return made[0].step(torch.rand(shape, device=options.device) * 2 - 1)
+
+    return step
 
 
 class Means:
