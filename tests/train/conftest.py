@@ -20,6 +20,11 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _machine() -> None:
+    """The priors of this machine: runs are compared with those of other processes."""
+
+
 @pytest.fixture
 def tiny() -> Callable[..., Options]:
     """Options of a very small run on the digits."""
