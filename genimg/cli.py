@@ -356,6 +356,50 @@ def info(as_json: bool) -> int:
     return information.main(["--json"] if as_json else [])
 
 
+class _Shape(click.ParamType):
+    """Sizes, separated by commas."""
+
+    name = "shape"
+
+    def convert(self, value: Any, param: Any, context: Any) -> tuple[int, ...]:
+        if not isinstance(value, str):
+            return tuple(value)
+        sizes = value.split(",")
+        if not all(size.strip().isdecimal() and int(size) for size in sizes):
+            self.fail(f"{value} is no shape such as 64,3,32,32", param, context)
+        return tuple(map(int, sizes))
+
+
+@cli.command()
+@click.argument("models", nargs=-1, metavar="[gan|vae|MODULE:FACTORY]...")
+@click.option("--input", "shape", type=_Shape(), help="Its shape, for MODULE:FACTORY.")
+@click.option("--eval", "evaluates", is_flag=True, help="The forward pass alone, in eval mode.")
+@click.option("--preset", help="Topology: article or dcgan.  [article]")
+@click.option("--image-size", type=int, help="Height and width, a multiple of 8.  [32]")
+@click.option("--channels", type=int, help="1 or 3.  [1]")
+@click.option("--width", type=int, help="Channels next to the image.  [preset's]")
+@click.option("--latent-dim", type=int, help="Length of a latent vector.  [preset's]")
+@click.option("--batch-size", type=int, help="Images in a step.  [64]")
+@click.option("--device", help="auto, cpu or cuda.  [auto]")
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS),
+              help="Of the CPU.  [as many as torch takes]")  # fmt: skip
+def tune(
+    models: tuple[str, ...], shape: tuple[int, ...] | None, evaluates: bool, **given: Any
+) -> None:
+    """Measure on this machine which kernels models run best with; both shipped ones by default.
+
+    What is decided is kept, and later programs follow it. MODULE:FACTORY is a function that returns
+    a model, which is converted first.
+    """
+    from genimg.train import tune as tuning
+    from genimg.train.options import Options
+
+    _check_environment()
+    asked = {name: value for name, value in given.items() if value is not None}
+    options = Options("gan", **asked)
+    tuning.report(models or ("gan", "vae"), options, say, shape=shape, training=not evaluates)
+
+
 def _several(name: str, text: str) -> Callable[[Command], Command]:
     return click.option(name, multiple=True, help=f"{text}; may be given several times.  [all]")
 
