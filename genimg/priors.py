@@ -107,7 +107,7 @@ AVX2 = CpuClass("x86-64, AVX2", ("nobody has measured such a machine: PyTorch ru
 
 OTHER = CpuClass("another CPU", ("nobody has measured such a machine: PyTorch runs every op",))
 
-GPU_EVIDENCE = "no kernel was measured on a GPU: PyTorch runs every op"
+GPU_EVIDENCE = "no kernel has run on a GPU: PyTorch runs every op there, and none is measured"
 
 LEAKY_RELU = (
     "PyTorch's kernel makes the same one pass at a lower cost a call (measured: this one has 0.5x "
@@ -139,6 +139,14 @@ CPU = class_of_cpu()
 def is_below(size: int, limit: int) -> bool:
     """Whether a call is too small for a kernel; an exported graph is for every size."""
     return not torch.compiler.is_exporting() and size < limit
+
+
+def is_proved(device: str) -> bool:
+    """Whether the kernels for a type of device have run on one: auto does not try others there.
+
+    A kernel that faults on a GPU takes the process with it, so that none is measured unasked.
+    """
+    return device != "cuda"
 
 
 def of_gpu(*args: object) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from genimg import backends, environment, isolation
+from genimg import backends, environment, isolation, priors
 from genimg.backends import REFERENCE, Op
 from genimg.budget import Budget
 from genimg.decisions import Decision, Decisions, DecisionStore, Kind, cache_folder
@@ -55,8 +55,8 @@ def autotune(enabled: bool = True) -> None:
     no buffer and no ``.grad``.
 
     A convolution that runs in Triton, named or not, measures each of its contractions as well: in
-    the tile sizes that ship for the GPU, once for all batches up to a power of two. At most eight
-    candidates decide: six tiles, the CUDA kernel and PyTorch.
+    the tile sizes that ship for the GPU, once for all batches up to a power of two. Kernels that have
+    not run on a GPU yet (genimg/priors.py) are no candidates there: who wants one names it.
 
     Args:
         enabled: False measures nothing, in all threads, until it is True again; decisions on disk
@@ -454,6 +454,8 @@ def _told(facts: tuple[Any, ...], device: torch.device) -> str:
 
 def _is_candidate(op: Op, name: str, args: Sequence[Any]) -> bool:
     if name == "triton" and triton_runtime.INTERPRETED:
+        return False
+    if not priors.is_proved(args[0].device.type):
         return False
     return op.why_not(name, *args) is None
 

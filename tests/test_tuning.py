@@ -12,7 +12,7 @@ from measured import Clock, Probe, processes
 from torch.utils.flop_counter import FlopCounterMode
 
 import genimg
-from genimg import _native, budget, isolation, trial, tuning
+from genimg import _native, budget, isolation, priors, trial, tuning
 from genimg.backends import OPS, choose
 from genimg.budget import Budget
 
@@ -370,3 +370,9 @@ def test_by_the_environment(tmp_path):
     off = run(tmp_path / "other", "0")
     assert "GENIMG_AUTOTUNE=0: nothing is measured" in off.stdout
     assert not (tmp_path / "other").exists()
+
+
+def test_what_has_not_run_on_a_kind_of_device_is_not_tried(probe, tuner, monkeypatch):
+    monkeypatch.setattr(priors, "is_proved", lambda device: device != "cpu")
+    assert probe(X) == ["reference"]
+    assert "there is one candidate" in genimg.explain("probe", X).decided
