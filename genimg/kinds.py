@@ -1,8 +1,8 @@
 """The kind of a call: all that its speed depends on, in words that a file can hold.
 
 Calls of one kind share a decision. Their batches differ by less than a factor of two, the strides
-of dense tensors count as their memory format, and numbers such as a slope by whether they are 0, 1,
-positive or negative. ``torch.compile`` traces :func:`call_of`; a size that it keeps dynamic is not
+of dense tensors count as their memory format, and numbers that are not whole, such as a slope, by
+their sign. ``torch.compile`` traces :func:`call_of`; a size that it keeps dynamic is not
 looked at, so that no decision limits what a graph is compiled for.
 """
 
@@ -107,7 +107,7 @@ def _fact(value: Any) -> str | int | tuple[Any, ...] | None:
     if isinstance(value, int):
         return value if _is_static(value) else None
     if isinstance(value, float):
-        if value in (0.0, 1.0):
+        if value.is_integer():
             return f"{value:g}"
         return "positive" if value > 0 else "negative"
     if isinstance(value, (tuple, list)):

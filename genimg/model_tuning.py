@@ -14,13 +14,15 @@ from genimg import isolation
 from genimg.backends import REFERENCE
 from genimg.decisions import BY_TUNE, Decision, Decisions, Kind
 from genimg.nn import FusedSequential, restore
+from genimg.nn.conv_stack import has_folds, set_folding
 from genimg.nn.convert import is_ours
 from genimg.trial import Trial
 from genimg.tuning import Met, Overlay, Tuner, current, describe
 
 Step = Callable[..., Any]
 
-BEFORE, FUSED, LAYERS, PYTORCH = "before", "genimg", "genimg layer by layer", "PyTorch"
+BEFORE, FUSED, UNFOLDED = "before", "genimg", "genimg without folding"
+LAYERS, PYTORCH = "genimg layer by layer", "PyTorch"
 
 _GAIN = 1.02  # by which a choice for the whole model must win against the model as it is
 _DOUBTFUL = 1.25  # a kernel that won by less, alone, is confirmed by whole steps
@@ -83,9 +85,9 @@ def tune(model: torch.nn.Module, *inputs: Any, step: Step | None = None) -> Tune
 
     Every call of genimg's ops in a step of the model is decided as :func:`genimg.autotune` would,
     however long that takes, and kept on disk. Then whole steps are timed in turn: of the model as
-    it was, with what was decided, in the other memory format, with its stacks layer by layer, and
-    of plain PyTorch. The fastest is chosen; kernels that won by little alone and do not win in the
-    model are taken back, and so are all where plain PyTorch is faster. Do it before
+    it was, with what was decided, in the other memory format, with its stacks unfolded and layer by
+    layer, and of plain PyTorch. The fastest is chosen; kernels that won by little alone and do not
+    win in the model are taken back, and so are all where plain PyTorch is faster. Do it before
     ``torch.compile``, which reads the decisions.
 
     All of it runs on copies of the model and of the inputs, with the global random state given
@@ -347,16 +349,21 @@ def _ways(
     yield BEFORE, lambda made: made
     other = "contiguous" if memory_format == "channels_last" else "channels_last"
     images = any(x.dim() == 4 for x in model.parameters())
+    stacks = [module for module in model.modules() if type(module) is FusedSequential]
+    bases = [FUSED]
+    bases += [UNFOLDED] if any(map(has_folds, stacks)) else []
+    bases += [LAYERS, PYTORCH] if stacks else [PYTORCH]
     for layout in (memory_format, other) if images else (memory_format,):
-        for base in (FUSED, LAYERS, PYTORCH):
-            if base != LAYERS or any(type(m) is FusedSequential for m in model.modules()):
-                yield _way(base, layout), _made_by(base, layout, memory_format)
+        for base in bases:
+            yield _way(base, layout), _made_by(base, layout, memory_format)
 
 
 def _made_by(base: str, layout: str, before: str) -> Callable[[torch.nn.Module], torch.nn.Module]:
     def make(made: torch.nn.Module) -> torch.nn.Module:
         if base == LAYERS:
             _unfuse(made)
+        elif base == UNFOLDED:
+            _unfold(made)
         elif base == PYTORCH:
             restore(made)
         return made if layout == before else _to(made, layout)
@@ -375,6 +382,12 @@ def _unfuse(model: torch.nn.Module) -> None:
             module.__class__ = torch.nn.Sequential  # type: ignore[assignment]
 
 
+def _unfold(model: torch.nn.Module) -> None:
+    for module in model.modules():
+        if type(module) is FusedSequential:
+            set_folding(module, enabled=False)
+
+
 def _apply(model: torch.nn.Module, chosen: str, before: str) -> list[str]:
     """Change the model to the chosen way; what was changed, in words."""
     base, layout = chosen.rsplit(", ", 1)
@@ -382,6 +395,9 @@ def _apply(model: torch.nn.Module, chosen: str, before: str) -> list[str]:
     if base == LAYERS:
         _unfuse(model)
         changes.append("its stacks run layer by layer: FusedSequential became Sequential")
+    if base == UNFOLDED:
+        _unfold(model)
+        changes.append("its stacks fold no upsampling and no pooling into convolutions")
     if layout != before:
         _to(model, layout)
         changes.append(f"its weights are in {layout} memory")

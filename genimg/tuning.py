@@ -55,8 +55,9 @@ def autotune(enabled: bool = True) -> None:
     no buffer and no ``.grad``.
 
     A convolution that runs in Triton, named or not, measures each of its contractions as well: in
-    the tile sizes that ship for the GPU, once for all batches up to a power of two. Kernels that have
-    not run on a GPU yet (genimg/priors.py) are no candidates there: who wants one names it.
+    the tile sizes that ship for the GPU, once for all batches up to a power of two. Kernels
+    that have not run on a GPU yet (genimg/priors.py) are no candidates there: who wants one names
+    it.
 
     Args:
         enabled: False measures nothing, in all threads, until it is True again; decisions on disk

@@ -10,6 +10,7 @@ import genimg
 from genimg import _native, trial
 from genimg.backends import OPS
 from genimg.decisions import BY_TUNE
+from genimg.nn.conv_stack import has_folds
 
 native = pytest.mark.skipif(not _native.available(), reason=f"no _C: {_native.why_not()}")
 CPU = torch.device("cpu")
@@ -231,3 +232,21 @@ def test_what_cannot_be_tuned(begin):
     torch.use_deterministic_algorithms(True)
     with pytest.raises(RuntimeError, match="use_deterministic_algorithms is on"):
         genimg.tune(generator(), Z)
+
+
+@native
+def test_without_folding_where_that_is_faster(begin, clock):
+    begin()
+    model = torch.nn.Sequential(
+        torch.nn.Upsample(scale_factor=2), torch.nn.Conv2d(6, 8, 3, 1, 1), torch.nn.ReLU()
+    )
+    genimg.convert(model)
+    assert has_folds(model)
+
+    def cost(m):
+        return 0.01 if is_fused(m) and not has_folds(m) else 0.02
+
+    report = genimg.tune(model, Z, step=costing(clock, cost))
+    assert report.chosen == "genimg without folding, contiguous"
+    assert is_fused(model)
+    assert not has_folds(model)

@@ -148,6 +148,12 @@ def folds(stack: torch.nn.Module) -> bool:
     return _UNFOLDED not in stack.__dict__
 
 
+def has_folds(stack: torch.nn.Sequential) -> bool:
+    """Whether some upsampling or pooling of a stack is folded into a convolution."""
+    blocks = [block for step in plan(stack) if isinstance(step, list) for block in step]
+    return any(block.upsample is not None or block.pool is not None for block in blocks)
+
+
 _Step = torch.nn.Module | list[Block]
 
 

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genimg.backends import REFERENCE, Impl, InvalidCall, Op, asked, dtype_name, is_below
+from genimg import priors
+from genimg.backends import REFERENCE, Impl, InvalidCall, Op, asked, dtype_name
 from genimg.ops.contraction import convolution_work
 from genimg.ops.convolution import autocast_dtype, memory_format_of
 from genimg.ops.geometry import Geometry, Pair, pair
@@ -29,10 +30,6 @@ MAX_FACTOR = 8
 
 It is not for 41 and above, in float32.
 """
-
-_COST = {"cpu": 10_000_000}
-_COST_ELSEWHERE = 1_000_000_000
-_COST_OF_A_VALUE = 500
 
 
 @dataclass(frozen=True)
@@ -219,7 +216,7 @@ def is_worth_folding(fold: Fold, x: Tensor, weight: Tensor, name: str, backend: 
 
 def is_gain(gain: int) -> bool:
     """Whether folding gains; an exported graph, which is for every size, folds."""
-    return not is_below(gain, 0)
+    return not priors.is_below(gain, 0)
 
 
 def folding_gain(fold: Fold, device: torch.device, shape: Sequence[int], weight: Tensor) -> int:
@@ -232,13 +229,8 @@ def folding_gain(fold: Fold, device: torch.device, shape: Sequence[int], weight:
 
 
 def folding_cost(device: torch.device, weight: Tensor) -> int:
-    """The multiplications from which on folding a weight pays.
-
-    Measured on a CPU, forward and backward: folding and its adjoint cost as much as 10 million
-    multiplications and 500 for each value of the weight save. On a GPU they are about twenty
-    launches, in which it does some 1,000 million; no GPU has measured it.
-    """
-    return _COST.get(device.type, _COST_ELSEWHERE) + _COST_OF_A_VALUE * weight.numel()
+    """The multiplications from which on folding a weight pays: a prior, not measured here."""
+    return priors.of_folding(device.type, weight.numel())
 
 
 def folded_work(
