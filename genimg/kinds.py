@@ -19,28 +19,30 @@ from genimg.memory_format import fits_both_formats, suggested_format
 DYNAMIC = -1
 """The batch of a graph that is for every batch."""
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 _PRIMES = (2, 3, 5)
+_grad_mode = torch.is_grad_enabled
+_threads = torch.get_num_threads
 
 
-def quick_key(parts: Sequence[Any]) -> tuple[Hashable, ...] | None:
+def quick_key(op: str, parts: Sequence[Any]) -> tuple[Hashable, ...] | None:
     """A key that is quick to make, of which several may be of one kind; eager mode only.
 
-    None for tensors that have no strides, and for subclasses, whose speed is their own.
+    None for tensors that have no strides, and for subclasses, whose speed is their own. A value of
+    another kind may have no hash: then its dictionary raises TypeError.
     """
-    key: list[Any] = [torch.is_grad_enabled(), torch.get_num_threads()]
-    try:
-        for part in parts:
-            if isinstance(part, Tensor):
-                if type(part) not in _PLAIN:
-                    return None
+    key: list[Any] = [op, _grad_mode(), _threads()]
+    for part in parts:
+        kind = type(part)
+        if kind is Tensor or kind is torch.nn.Parameter:
+            try:
                 key += (part.shape, part.stride(), part.dtype, part.device, part.requires_grad)
-            else:
-                key.append(part)
-        hash(made := tuple(key))
-    except (RuntimeError, TypeError):
-        return None
-    return made
+            except RuntimeError:
+                return None
+        elif isinstance(part, Tensor):
+            return None
+        else:
+            key.append(part)
+    return tuple(key)
 
 
 def call_of(op: str, parts: Sequence[Any]) -> tuple[tuple[Any, ...], int] | None:

@@ -154,8 +154,9 @@ class Tuner:
 
     def selected(self, op: Op, args: Sequence[Any]) -> str | None:
         """The backend decided for a call, measured first if that is due; None if there is none."""
-        if op.name in self._here.candidates:
-            return self._here.candidates[op.name]
+        candidates = self._here.candidates
+        if candidates and op.name in candidates:
+            return candidates[op.name]
         known = self._meet(op, args)
         if known is None:
             return None
@@ -268,11 +269,13 @@ class Tuner:
     def _meet(self, op: Op, args: Sequence[Any]) -> _Known | None:
         """The entry of a call; None for one that is not for decisions."""
         parts = op.parts(*args)
-        quick = quick_key(parts)
-        if quick is None:
+        key = quick_key(op.name, parts)
+        if key is None:
             return None
-        key = (op.name, quick)
-        known = self._known.get(key)
+        try:
+            known = self._known.get(key)
+        except TypeError:
+            return None
         if known is None:
             found = call_of(op.name, parts)
             if found is None or not args[0].numel():
