@@ -18,8 +18,8 @@ class Budget:
     """What measuring may take, and has taken.
 
     ``START + SHARE * running`` seconds are allowed, where ``running`` is the time since the budget
-    was made that was not spent on measuring. A candidate whose first run takes longer than what is
-    left overdraws the budget by that one run; nothing is measured then until it is earned back.
+    was made that was not spent on measuring. Candidates whose first runs take longer than what is
+    left overdraw the budget by these; nothing is measured then until that is earned back.
 
     Args:
         clock: seconds, as ``time.perf_counter`` gives them.

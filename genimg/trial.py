@@ -29,6 +29,7 @@ class Trial:
     def __init__(self, names: Sequence[str]) -> None:
         self.samples: dict[str, list[float]] = {name: [] for name in names}
         self.failure = ""
+        self.needs = 0.0  # seconds, to go on with it at all
 
     @property
     def milliseconds(self) -> dict[str, float]:

@@ -150,6 +150,7 @@ class Tuner:
         self._trials: dict[Kind, Trial] = {}
         self._tiles: dict[Any, Tile] = {}
         self._here = _Here()
+        self._progress = 0  # decisions that were measured
         self._measuring = threading.RLock()  # one thread measures; others go by what is known
 
     def selected(self, op: Op, args: Sequence[Any]) -> str | None:
@@ -257,6 +258,9 @@ class Tuner:
             trial = self._trials.setdefault(kind, Trial(list(by_name)))
             if trial.failure or self._why_not_measured((x,)) is not None:
                 return tiles[0]
+            if trial.needs > self.budget.left:
+                self._here.is_open = True
+                return tiles[0]
             steps = {name: functools.partial(run, tile) for name, tile in by_name.items()}
             decision = self._race(str(key[0]), x.device, kind, trial, steps)
             if decision is None:
@@ -326,7 +330,7 @@ class Tuner:
         if self._why_not_measured(args) is not None:
             return None
         trial = self._trials.setdefault(known.kind, Trial(known.names))
-        if list(trial.samples) != known.names:
+        if list(trial.samples) != known.names or trial.needs > self.budget.left:
             return None
         steps = _Steps(op, args, self._here)
         try:
@@ -346,6 +350,7 @@ class Tuner:
         """Go on with a trial while the budget lasts; the decision, if that is enough."""
         if self._here.timing or not self._measuring.acquire(blocking=False):
             return None
+        before = self.budget.spent, self._progress + trial.rounds
         try:
             with self.budget.spending(), isolation.apart(device):
                 return self._rounds(what, device, kind, trial, steps)
@@ -357,6 +362,10 @@ class Tuner:
         finally:
             self._here.timing = False
             self._measuring.release()
+            # Copies and first runs must leave time for a round, or they are all that ever happens.
+            took = self.budget.spent - before[0]
+            stuck = before[1] == self._progress + trial.rounds
+            trial.needs = 2 * max(took, trial.needs) if stuck else took
 
     def _rounds(
         self, what: str, device: torch.device, kind: Kind, trial: Trial, steps: Any
@@ -383,6 +392,7 @@ class Tuner:
             decision = trial.decision()
         if decision is not None:
             self.store.keep(device, {kind: decision})
+            self._progress += 1
             del self._trials[kind]
             _log.info("%s: measured %s", what, describe(decision.milliseconds))
         return decision

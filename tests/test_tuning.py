@@ -196,6 +196,18 @@ class TestBudget:
             assert tuner.budget.spent <= allowed + 4 * 0.11, (step, began)
         assert tuner.budget.spent > 0.5 * budget.SHARE * clock.now
 
+    def test_first_runs_do_not_eat_up_all_that_is_earned(self, probe, tuner, clock):
+        """They come before every round; where the second is spent, a round has to be earned too."""
+        probe.seconds = {"cpu": 0.3, "reference": 0.33}
+        with tuner.budget.spending():
+            clock.now += budget.START
+        calls = 0
+        while probe(X) != ["cpu"]:
+            clock.now += 1.0
+            calls += 1
+            assert calls < 500
+        assert tuner.budget.left > -1.0
+
     def test_what_is_not_decided_goes_by_the_prior_and_goes_on_later(self, probe, tuner, clock):
         probe.seconds = {"cpu": 0.3, "reference": 0.33}
         assert probe(X)[-1] == "reference"
