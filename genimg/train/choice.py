@@ -19,6 +19,11 @@ from genimg.train.files import write_whole
 CHOICE_FILE = "decisions.json"
 
 
+def measures() -> bool:
+    """Whether :func:`decided` measures what is not decided yet."""
+    return tuning.current().measures
+
+
 @contextmanager
 def decided(step: Callable[[], object], device: str) -> Iterator[Decisions]:
     """Decide what ``step`` calls, and let these decisions alone hold inside.

@@ -77,6 +77,8 @@ def start(
     with held(place), Interrupt() as interrupt:
         with interrupt.writing():
             say(f"writing to {printable(place)}")
+            if choice.measures():
+                say("before the first step: measuring the kernels that are new to this machine")
         run.write_options(place)
         with choice.decided(trial_step(run.options, run.images), run.options.device) as decisions:
             choice.record(place, decisions, run.options.device)

@@ -22,8 +22,8 @@ CPU = torch.device("cpu")
 Tiny = Callable[..., Options]
 
 
-def trained(options: Options, out: Path) -> Path:
-    place = run.start(options, out, say=lambda text: None)
+def trained(options: Options, out: Path, said: list[str] | None = None) -> Path:
+    place = run.start(options, out, say=([] if said is None else said).append)
     assert place is not None
     return place
 
@@ -54,7 +54,9 @@ def test_a_run_keeps_what_it_ran_with_and_measures_nothing(
         return step(self, x)
 
     monkeypatch.setattr(GANTrainer, "step", record)
-    place = trained(tiny("gan"), tmp_path)
+    said: list[str] = []
+    place = trained(tiny("gan"), tmp_path, said)
+    assert "measuring the kernels" in said[-1]
     assert tuning.current() is tuner
     assert measured == [True] + [False] * 9  # to decide, to see what is met, and the run's own
     found = choice.recorded(place)
@@ -83,7 +85,9 @@ def test_resume_takes_the_same_kernels_to_the_same_bits(
 
 
 def test_without_decisions_there_is_no_file(tiny: Tiny, tmp_path: Path) -> None:
-    place = trained(tiny("gan"), tmp_path)
+    said: list[str] = []
+    place = trained(tiny("gan"), tmp_path, said)
+    assert "measuring" not in "".join(said)
     assert not (place / choice.CHOICE_FILE).exists()
     assert choice.recorded(place) == {}
 
