@@ -25,6 +25,22 @@ class Conv2d(torch.nn.Conv2d):
         )
 
 
+def output_padding_of(
+    module: torch.nn.ConvTranspose2d, x: Tensor, output_size: list[int] | None
+) -> tuple[int, ...]:
+    """The output padding of a call that asks for an output of this size, None for the layer's."""
+    padding = module._output_padding(
+        x,
+        output_size,
+        module.stride,  # type: ignore[arg-type]
+        module.padding,  # type: ignore[arg-type]
+        module.kernel_size,  # type: ignore[arg-type]
+        2,
+        module.dilation,  # type: ignore[arg-type]
+    )
+    return tuple(padding)
+
+
 class ConvTranspose2d(torch.nn.ConvTranspose2d):
     """:class:`torch.nn.ConvTranspose2d` over :func:`genimg.ops.conv_transpose2d`.
 
@@ -39,22 +55,13 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
         if self.padding_mode != "zeros" or not computes(self, torch.nn.ConvTranspose2d, input):
             more = () if output_size is None else (output_size,)
             return forward_as_torch(self, torch.nn.ConvTranspose2d, input, *more)
-        output_padding = self._output_padding(
-            input,
-            output_size,
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.kernel_size,  # type: ignore[arg-type]
-            2,
-            self.dilation,  # type: ignore[arg-type]
-        )
         return ops.conv_transpose2d(
             input,
             self.weight,
             self.bias,
             self.stride,
             self.padding,  # type: ignore[arg-type]
-            tuple(output_padding),
+            output_padding_of(self, input, output_size),
             self.groups,
             self.dilation,
         )

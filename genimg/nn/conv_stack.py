@@ -1,7 +1,8 @@
 """Sequentials that run their convolution blocks and batch norms fused."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch.nn.modules import module as torch_module
 from genimg import ops
 from genimg.nn.batch_norm import BatchNorm2d, apply_norm
 from genimg.nn.blocks import Block, arguments_of, slope_of
-from genimg.nn.conv import Conv2d, ConvTranspose2d
+from genimg.nn.conv import Conv2d, ConvTranspose2d, output_padding_of
 from genimg.nn.drop_in import as_scriptable, computes, has_torchs_methods, is_called_plainly
 from genimg.nn.leaky_relu import LeakyReLU
 from genimg.nn.resampling import POOLS, UPSAMPLES, find_folds, refuse_pool, refuse_upsample
+from genimg.nn.weights import class_of, has_only_weight_hooks, is_parametrized_class, set_weights
 
 _DOWN = (torch.nn.Conv2d, Conv2d)
 _UP = (torch.nn.ConvTranspose2d, ConvTranspose2d)
@@ -31,6 +33,7 @@ _SUPPORTED: tuple[tuple[type[torch.nn.Module], ...], ...] = (
     (torch.nn.Sigmoid,),
     *((kind,) for kind in (*UPSAMPLES, *POOLS)),
 )
+_PASSING = (torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout2d)
 # The torch class of each, and its forward as it was when genimg was imported.
 _FORWARDS: dict[type, tuple[type[torch.nn.Module], Any]] = {
     kind: (kinds[0], kind.forward) for kinds in _SUPPORTED for kind in kinds
@@ -43,8 +46,9 @@ class FusedSequential(torch.nn.Sequential):
     Every run of {Conv2d or ConvTranspose2d, BatchNorm2d or none, activation or none} among its
     children becomes one call of :func:`genimg.ops.conv_stack`, every other BatchNorm2d with its
     activation one of :func:`genimg.ops.batch_norm_act`; any other child is called as it is. The
-    children of nested Sequentials count as its own. Children, ``state_dict`` keys and indexing are
-    a Sequential's.
+    children of nested Sequentials count as its own, those of subclasses with a Sequential's forward
+    among them. Identities, and Dropouts that change nothing (in eval, or with p=0), are left out.
+    Children, ``state_dict`` keys and indexing are a Sequential's.
 
     A nearest Upsample by a whole factor before a Conv2d of stride 1, and an AvgPool2d of whole
     windows behind one, are folded into the convolution's weight
@@ -69,7 +73,7 @@ class FusedSequential(torch.nn.Sequential):
     def __getitem__(self, index: Any) -> Any:
         """A child; a slice is a stack like this one."""
         part = super().__getitem__(index)
-        if isinstance(index, slice):
+        if isinstance(part, torch.nn.Module) and isinstance(index, slice):
             set_folding(part, folds(self))
         return part
 
@@ -177,6 +181,7 @@ def _run_blocks(blocks: list[Block], x: Tensor, training: bool) -> Tensor:
         return _run(_plan(members, [True] * len(members), fold=False), x, training)
     if len(blocks) == 1 and blocks[0].op() != "conv_stack":
         conv, (fold,) = blocks[0].convolution, found
+        _set_weights(blocks[0])
         assert isinstance(conv, torch.nn.Conv2d)
         assert fold is not None
         if fold.transposed:
@@ -186,16 +191,51 @@ def _run_blocks(blocks: list[Block], x: Tensor, training: bool) -> Tensor:
         return ops.conv2d_avg_pool(
             x, conv.weight, conv.bias, kernel_size=fold.stride, padding=conv.padding
         )
+    for block in blocks:
+        _set_weights(block)
     arguments = [arguments_of(block, fold, x) for block, fold in zip(blocks, found, strict=True)]
     return ops.conv_stack(x, arguments, training=training)
 
 
-def plan(stack: torch.nn.Sequential, fold: bool | None = None) -> list[_Step]:
+def _set_weights(block: Block) -> None:
+    for module in block.modules():
+        if module._forward_pre_hooks:
+            set_weights(module)
+
+
+def run_blocks(
+    blocks: Sequence[Sequence[torch.nn.Module | None]],
+    x: Tensor,
+    training: bool,
+    output_size: list[int] | None = None,
+) -> Tensor:
+    """Run blocks of convolution, norm and activation, any of them None, as one op.
+
+    The first layer has been called, so that its weight is computed; ``output_size`` is that of its
+    call.
+    """
+    first, *others = (Block(*block) for block in blocks)  # type: ignore[arg-type]
+    if first.convolution is None:
+        return _run([[first]], x, training)
+    for block in others:
+        _set_weights(block)
+    arguments = [arguments_of(block, None, x) for block in (first, *others)]
+    if output_size is not None:
+        assert isinstance(first.convolution, torch.nn.ConvTranspose2d)
+        output_padding = output_padding_of(first.convolution, x, output_size)
+        arguments[0] = replace(arguments[0], output_padding=output_padding)
+    return ops.conv_stack(x, arguments, training=training)
+
+
+def plan(
+    stack: torch.nn.Sequential, fold: bool | None = None, *, in_eval: bool = False
+) -> list[_Step]:
     """List the steps of a stack's forward: modules to call, and runs of blocks to fuse.
 
     ``fold``: whether upsampling and pooling may be folded into convolutions; None asks the stack.
+    ``in_eval`` plans as if every Dropout were in eval mode.
     """
-    modules = list(_leaves(stack))
+    modules = [module for module in _leaves(stack) if not _does_nothing(module, in_eval)]
     fold = folds(stack) if fold is None else fold
     return _plan(modules, [can_fuse(module) for module in modules], fold)
 
@@ -205,7 +245,7 @@ def _plan(modules: list[torch.nn.Module], fusable: list[bool], fold: bool) -> li
     run: list[Block] = []
     upsample: torch.nn.Module | None = None  # of the next module, a convolution
     for i, module in enumerate(modules):
-        kind = type(module)
+        kind = class_of(module)
         last = run[-1] if run else None
         if not fusable[i]:
             steps.append(module)
@@ -265,6 +305,8 @@ def _takes_pool(block: Block, pool: torch.nn.Module) -> bool:
 def why_unfolded(first: torch.nn.Module, second: torch.nn.Module) -> str | None:
     """Why an Upsample and a Conv2d, or a Conv2d and an AvgPool2d, run one after the other."""
     for module in (first, second):
+        if is_parametrized_class(type(module)):
+            return f"the {type(module).__name__} computes its weight whenever it is read"
         if not can_fuse(module):
             what = type(module).__name__
             return f"the {what} has hooks, methods or options with which no layer is fused"
@@ -307,19 +349,45 @@ def _alone(run: list[Block]) -> torch.nn.Module | list[Block]:
 
 def _leaves(stack: torch.nn.Sequential) -> Iterator[torch.nn.Module]:
     for child in stack:
-        if type(child) in (torch.nn.Sequential, FusedSequential, BatchNormAct2d) and (
-            _is_plain(child) and has_torchs_methods(child, torch.nn.Sequential)
-        ):
+        if _is_open(child):
             yield from _leaves(child)  # type: ignore[arg-type]
         else:
             yield child
 
 
+def inner_stacks(stack: torch.nn.Sequential) -> Iterator[torch.nn.Module]:
+    """The Sequentials whose children count as those of ``stack``."""
+    for child in stack:
+        if _is_open(child):
+            yield child
+            yield from inner_stacks(child)  # type: ignore[arg-type]
+
+
+def _is_open(module: torch.nn.Module) -> bool:
+    """Whether the module does no more than call its children one after the other."""
+    return (
+        isinstance(module, torch.nn.Sequential)
+        and type(module).forward in (torch.nn.Sequential.forward, FusedSequential.forward)
+        and _is_plain(module)
+        and has_torchs_methods(module, torch.nn.Sequential)
+    )
+
+
+def _does_nothing(module: torch.nn.Module, in_eval: bool) -> bool:
+    """Whether the module returns its input as it is."""
+    kind = type(module)
+    if kind not in _PASSING or not can_run_inside(module, kind):
+        return False
+    if not isinstance(module, (torch.nn.Dropout, torch.nn.Dropout2d)):
+        return True
+    return module.p == 0 or (0 < module.p <= 1 and (in_eval or not module.training))
+
+
 def _is_plain(module: torch.nn.Module) -> bool:
-    """Whether calling ``module`` does no more than its class's forward."""
+    """Whether calling ``module`` does no more than its class's forward, but for its weights."""
     return not (
         module._forward_hooks
-        or module._forward_pre_hooks
+        or (module._forward_pre_hooks and not has_only_weight_hooks(module))
         or module._backward_hooks
         or module._backward_pre_hooks
         or torch_module._has_any_global_hook()
@@ -328,12 +396,20 @@ def _is_plain(module: torch.nn.Module) -> bool:
 
 def can_fuse(module: torch.nn.Module) -> bool:
     """Whether ``module`` may run as part of a block."""
-    kind = type(module)
+    kind = class_of(module)
     if kind not in _FORWARDS:
         return False
     base, forward = _FORWARDS[kind]
+    return kind.forward is forward and can_run_inside(module, base)
+
+
+def can_run_inside(module: torch.nn.Module, base: type[torch.nn.Module]) -> bool:
+    """Whether a layer of the torch class ``base`` may run without being called.
+
+    With hooks it may not, but for those that compute a convolution's weight.
+    """
     if base in (torch.nn.Conv2d, torch.nn.ConvTranspose2d) and (
         module.padding_mode != "zeros" or isinstance(module.padding, str)
     ):
         return False
-    return kind.forward is forward and has_torchs_methods(module, base) and _is_plain(module)
+    return has_torchs_methods(module, base) and _is_plain(module)

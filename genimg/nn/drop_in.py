@@ -27,6 +27,9 @@ _KINDS: dict[type[torch.nn.Module], str | None] = {
     torch.nn.UpsamplingNearest2d: "interpolate",
     torch.nn.AvgPool2d: "avg_pool2d",
     torch.nn.Sequential: None,
+    torch.nn.Identity: None,
+    torch.nn.Dropout: "dropout",
+    torch.nn.Dropout2d: "dropout2d",
 }
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genimg.backends import asked
+from genimg.nn.weights import is_parametrized_class
 from genimg.ops.fold import (
     Fold,
     find_fold,
@@ -91,9 +92,7 @@ def find_folds(
             if fold is None:
                 return None
             gain += folding_gain(fold, x.device, shape, conv.weight)
-        size = (
-            _geometry(conv).out_size(shape, conv.weight) if fold is None else fold.out_size(shape)
-        )
+        size = _out_size(conv, shape) if fold is None else fold.out_size(shape)
         folds.append(fold)
         shape = (shape[0], conv.out_channels, *size)
     named = asked(None) not in (None, "auto")
@@ -115,6 +114,16 @@ def _fold_of(
         return None
     found = find_fold(upsample is not None, shape, conv.weight, factors, conv.padding)
     return None if isinstance(found, str) else found
+
+
+def _out_size(
+    conv: torch.nn.Conv2d | torch.nn.ConvTranspose2d, shape: Sequence[int]
+) -> Sequence[int]:
+    if not is_parametrized_class(type(conv)):
+        return _geometry(conv).out_size(shape, conv.weight)
+    # To read a parametrized weight is to compute it, which is done once in a forward.
+    weight = torch.empty((1, 1, *conv.kernel_size), device="meta")
+    return _geometry(conv).out_size(shape, weight)
 
 
 def _geometry(conv: torch.nn.Conv2d | torch.nn.ConvTranspose2d) -> Geometry:

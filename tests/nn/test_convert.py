@@ -158,13 +158,11 @@ class MyConv(nn.Conv2d):
     [
         (MyConv(3, 4, 3), "MyConv is a subclass, which may compute something else"),
         (nn.LazyConv2d(4, 3), "it is lazy; run one batch first"),
-        (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), "it is parametrized"),
-        (nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), "it is parametrized"),
         (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), "padding_mode='reflect'"),
         (nn.Conv1d(3, 4, 3), "genimg supports the 2-D layers"),
         (nn.SyncBatchNorm(3), "genimg supports the 2-D layers"),
     ],
-    ids=["subclass", "lazy", "weight_norm", "spectral_norm", "padding_mode", "1d", "sync"],
+    ids=["subclass", "lazy", "padding_mode", "1d", "sync"],
 )
 def test_left_alone_with_the_reason(layer, reason):
     model = nn.ModuleDict({"odd": layer, "plain": nn.Conv2d(3, 4, 3)})
@@ -185,32 +183,6 @@ def test_replaced_forward_is_left_alone():
     report = genimg.convert(model)
     assert "forward was replaced" in report.skipped[0].reason
     assert torch.equal(model(torch.randn(1, 3, 5, 5)), torch.zeros(1))
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
-def test_hook_based_weight_norms_still_work(norm):
-    """They make the weight in a forward pre-hook: converted, not fused."""
-    twins = []
-    for _ in range(2):  # weight_norm does not support deepcopy
-        torch.manual_seed(0)
-        layers = (norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.LeakyReLU(0.2))
-        twins.append(nn.Sequential(*layers))
-    plain, model = twins
-    genimg.convert(model)
-    x = torch.randn(2, 3, 8, 8)
-    for _ in range(2):
-        y, expected = model(x), plain(x)
-        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
-        # Not the sum, whose gradient behind a batch norm is all but zero, and so all rounding.
-        (y**3).sum().backward()
-        (expected**3).sum().backward()
-    names = [name for name, _ in plain.named_parameters() if name.startswith("0.weight_")]
-    assert names
-    for name in names:
-        got = model.get_parameter(name).grad
-        torch.testing.assert_close(got, plain.get_parameter(name).grad, rtol=1e-4, atol=1e-4)
-        assert got.abs().max() > 0
 
 
 def test_hooks_survive():
@@ -313,3 +285,35 @@ def test_restore_names_what_torch_lacks():
         ("ReparamKL", "torch has no such layer")
     ]
     assert type(model[1]) is nn.Conv2d
+
+
+def test_the_report_says_why_a_layer_runs_by_itself():
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.norm(self.conv(x))
+
+    model = nn.ModuleDict(
+        {
+            "calls": Calls(),
+            "list": nn.ModuleList([nn.Conv2d(3, 4, 3)]),
+            "lonely": nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU()),
+            "hooked": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+            "fused": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+        }
+    )
+    model["hooked"][0].register_forward_hook(lambda module, args, output: None)
+    report = genimg.convert(model)
+    reasons = {skip.name: skip.reason for skip in report.alone}
+    assert reasons.keys() == {"calls.conv", "calls.norm", "list.0", "lonely.0", "hooked.0"}
+    assert reasons["calls.conv"].startswith("the forward of Calls calls it; declare")
+    assert reasons["list.0"].startswith("a ModuleList says nothing of the order of calls")
+    assert reasons["lonely.0"] == "nothing stands next to it that a run can hold"
+    assert reasons["hooked.0"].startswith("it has hooks")
+    assert "calls.norm: BatchNorm2d runs by itself: the forward of Calls" in str(report)
+    again = genimg.convert(model, fuse=["calls.conv", "calls.norm"])
+    assert [skip.name for skip in again.alone] == ["list.0", "lonely.0", "hooked.0"]

@@ -240,17 +240,17 @@ def test_hooks_run(position, folds_everything):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(
-    "norm",
+    ("norm", "folds"),
     [
-        nn.utils.weight_norm,
-        nn.utils.spectral_norm,
-        nn.utils.parametrizations.weight_norm,
-        nn.utils.parametrizations.spectral_norm,
+        (nn.utils.weight_norm, True),
+        (nn.utils.spectral_norm, True),
+        (nn.utils.parametrizations.weight_norm, False),
+        (nn.utils.parametrizations.spectral_norm, False),
     ],
     ids=["weight_norm", "spectral_norm", "parametrized_weight_norm", "parametrized_spectral_norm"],
 )
-def test_normed_weights_are_not_folded(norm, folds_everything):
-    """Each norm computes the weight in the layer's own call."""
+def test_normed_weights(norm, folds, folds_everything):
+    """A hook sets the weight once, before it is folded; a parametrization would do so at a look."""
     pair = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -258,11 +258,16 @@ def test_normed_weights_are_not_folded(norm, folds_everything):
         pair.append(nn.Sequential(nn.Upsample(scale_factor=2), conv, nn.LeakyReLU(0.2)))
     plain, model = pair
     report = genimg.convert(model)
-    assert not report.folded
-    assert len(report.unfolded) == 1
+    assert (len(report.folded), len(report.unfolded)) == ((1, 0) if folds else (0, 1))
     x = torch.randn(2, 4, 8, 8)
     for _ in range(2):
-        torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-5)
+        y, expected = model(x), plain(x)
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+        for each in (y, expected):
+            each.square().sum().backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict())
 
 
 def test_replaced_functions_run(monkeypatch, folds_everything):
