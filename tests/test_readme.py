@@ -2,11 +2,13 @@
 
 import re
 import shlex
+import time
 from pathlib import Path
 
 import click
 import pytest
 import torch
+from measured import processes
 
 from genimg import cli
 
@@ -19,13 +21,16 @@ def blocks(language):
     return [body for found, body in fenced if found == language]
 
 
-def test_python():
+def test_python(tmp_path):
     names = {
         "torch": torch,
         "model": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.LeakyReLU(0.2)),
+        "x": torch.randn(2, 3, 8, 8),
     }
-    for code in blocks("python"):
-        exec(code, names)
+    with processes(tmp_path, time.perf_counter) as begin:
+        begin()
+        for code in blocks("python"):
+            exec(code, names)
     assert len(blocks("python")) == 3
     assert names["images"].shape == (64, 3, 32, 32)
     assert type(names["model"]) is torch.nn.Sequential  # restored
