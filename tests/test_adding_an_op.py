@@ -19,8 +19,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BUILT_FOLDERS = (".*", "build", "dist", "out", "runs", "*.egg-info", "__pycache__", "*.so")
-NAMES = (  # but not torch's own
-    (r"(?<!F\.)(?<!functional\.)(?<!aten\.)leaky_relu", "toy_relu"),
+NAMES = (  # but not torch's own, nor its prior, which holds for the other name, too
+    (r"(?<!F\.)(?<!functional\.)(?<!aten\.)(?<!priors\.of_)leaky_relu", "toy_relu"),
     (r"(?<!nn\.)LeakyReLU", "ToyReLU"),
     ("LEAKY_RELU", "TOY_RELU"),
 )
