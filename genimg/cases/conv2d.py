@@ -68,7 +68,7 @@ def with_huge_values(
 
 
 def call(**options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
-    """Calls either convolution with these options."""
+    """Calls a convolution, or a folded one, with these options."""
 
     def run(op: Callable[..., Any], t: Tensors) -> Tensor:
         return op(t["x"], t["weight"], t["bias"], **options)
@@ -76,10 +76,14 @@ def call(**options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
     return run
 
 
-def call_in_pixels(op: Callable[..., Any], t: Tensors) -> Tensor:
-    """Calls either with its weight in channels_last memory, stride 2 and padding 1."""
-    weight = t["weight"].contiguous(memory_format=torch.channels_last)
-    return op(t["x"], weight, t["bias"], 2, 1)
+def call_in_pixels(**options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
+    """The same with the weight in channels_last memory."""
+
+    def run(op: Callable[..., Any], t: Tensors) -> Tensor:
+        weight = t["weight"].contiguous(memory_format=torch.channels_last)
+        return op(t["x"], weight, t["bias"], **options)
+
+    return run
 
 
 def make(
@@ -141,7 +145,7 @@ CASES = (
         "weight_channels_last_few_pixels",
         "a weight whose taps lie apart, read as it is",
         make((2, 48, 8, 8), (5, 48, 4, 4), integers),
-        call_in_pixels,
+        call_in_pixels(stride=2, padding=1),
         ALL,
         exact=True,
     ),
@@ -149,7 +153,7 @@ CASES = (
         "weight_channels_last",
         "the same, packed for F(3,2)",
         make((9, 32, 14, 10), (20, 32, 4, 4), partial(integers, limit=1)),
-        call_in_pixels,
+        call_in_pixels(stride=2, padding=1),
         ALL,
         exact=True,
     ),

@@ -2,38 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from genimg.cases.conv2d import convolution, with_values
-from genimg.testing import Case, Tensors, integers, normal
-
-
-def make(
-    x: tuple[int, ...], weight: tuple[int, ...], draw: Callable[..., Tensor] = normal
-) -> Callable[[torch.Generator], Tensors]:
-    return convolution(x, weight, weight[0], draw)
-
-
-def call(**options: Any) -> Callable[[Callable[..., Any], Tensors], Tensor]:
-    def run(op: Callable[..., Any], t: Tensors) -> Tensor:
-        return op(t["x"], t["weight"], t["bias"], **options)
-
-    return run
-
-
-def call_in_pixels(op: Callable[..., Any], t: Tensors) -> Tensor:
-    """Calls a folded op with its weight in channels_last memory."""
-    weight = t["weight"].contiguous(memory_format=torch.channels_last)
-    return op(t["x"], weight, t["bias"])
-
-
-ALL = ("x", "weight", "bias")
-
+from genimg.cases.conv2d import ALL, call, call_in_pixels, make, with_values
+from genimg.testing import Case, integers
 
 CASES = (
     Case(
@@ -148,7 +120,7 @@ CASES = (
         "weight_channels_last",
         "whose format the output takes",
         make((2, 4, 5, 6), (6, 4, 3, 3)),
-        call_in_pixels,
+        call_in_pixels(),
         ALL,
     ),
     Case(
